@@ -1,0 +1,20 @@
+//! Eddyline: an event-streaming server in one binary.
+//!
+//! The layers, each using only those above it in this list; `ARCHITECTURE.md` has the map:
+//! `types`, `record`, `storage`, `raft`, `shard` and `metadata`, `broker`, `api`, `server`.
+
+pub mod api;
+pub mod broker;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod metadata;
+pub mod metrics;
+pub mod raft;
+pub mod record;
+pub mod server;
+pub mod shard;
+pub mod storage;
+pub mod tasks;
+pub mod telemetry;
+pub mod types;
