@@ -1,0 +1,195 @@
+//! Makes a shard's state durable, so that its part of the write-ahead log may go.
+//!
+//! The order is the whole point (each step without the one before it loses data):
+//! 1. a picture of the machine is taken between two entries, with all records written to their
+//!    files;
+//! 2. the write-ahead log is synced past everything queued before the picture: otherwise a power
+//!    cut leaves a checkpoint ahead of the log, which Raft refuses to start from;
+//! 3. files and directories are synced, off the shard's thread;
+//! 4. the checkpoint is renamed into place;
+//! 5. only then files that no checkpoint names are unlinked and log entries may be purged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::metrics::ShardMetrics;
+use crate::raft::Group;
+use crate::shard::machine::{Machine, Picture};
+use crate::storage::ballast::Ballast;
+use crate::storage::checkpoint::CheckpointStore;
+use crate::storage::log::{self, Removed, Store, sync_all};
+use crate::storage::wal::Wal;
+use crate::types::ReplicaId;
+
+/// How often it is looked whether a checkpoint is due.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// A quiet shard's changes are checkpointed after this time.
+const AGE_MAX: Duration = Duration::from_secs(60);
+/// Log written since the last checkpoint that makes the next one due. Bounds a restart's replay,
+/// and how much is synced at a time: the log's own syncs wait behind it in the disk's queue.
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Writes one shard's checkpoints.
+pub(crate) struct Checkpointer {
+    pub(crate) machine: Arc<Mutex<Machine>>,
+    pub(crate) files: Arc<Mutex<CheckpointStore>>,
+    /// Ends the node when a checkpoint cannot be written.
+    pub(crate) store: Arc<Store>,
+    /// Given back when a checkpoint finds no room: without it nothing is ever deleted again.
+    pub(crate) ballast: Arc<Ballast>,
+    pub(crate) wal: Wal,
+    pub(crate) replica: ReplicaId,
+    pub(crate) metrics: ShardMetrics,
+    /// Asks for a checkpoint soon: a topic was deleted, or the server stops.
+    pub(crate) wanted: Arc<Notify>,
+    /// Serialises checkpoints of the shard.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+}
+
+/// Why a checkpoint was not written. The old one is still in force.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckpointError {
+    /// A segment could not be written or synced.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// The checkpoint file could not be written.
+    #[error(transparent)]
+    File(#[from] crate::storage::checkpoint::Error),
+    /// The write-ahead log is poisoned.
+    #[error("the write-ahead log failed")]
+    Wal,
+}
+
+impl CheckpointError {
+    /// Returns whether the disk is full: the same can be tried again when there is room.
+    fn is_full(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_full(),
+            Self::File(error) => error.is_full(),
+            Self::Wal => false,
+        }
+    }
+}
+
+impl Checkpointer {
+    /// Writes checkpoints when they are due, until the group ends.
+    pub(crate) async fn run(self: Arc<Self>, group: Group) {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = tokio::time::Instant::now();
+        let mut written = self.wal.appended_bytes();
+        while group.status().running {
+            let wanted = tokio::select! {
+                _ = look.tick() => false,
+                () = self.wanted.notified() => true,
+            };
+            let grown = self.wal.appended_bytes().saturating_sub(written) >= LOG_BYTES_MAX;
+            if wanted || grown || self.is_pressed() || last.elapsed() >= AGE_MAX {
+                written = self.wal.appended_bytes();
+                last = tokio::time::Instant::now();
+                if let Err(error) = self.write().await {
+                    tracing::error!(shard = %group.shard(), %error, "checkpoint failed");
+                    if !error.is_full() {
+                        return;
+                    }
+                }
+            }
+            self.purge(&group).await;
+        }
+    }
+
+    /// Writes a checkpoint now, if anything changed since the last one.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the state is as before. On a full disk the next checkpoint covers it,
+    /// after any other failure the node ends.
+    pub(crate) async fn write(&self) -> Result<(), CheckpointError> {
+        let _turn = self.turn.lock().await;
+        let mut written = self.write_once().await;
+        if matches!(&written, Err(error) if error.is_full()) && self.ballast.release() {
+            written = self.write_once().await;
+        }
+        if let Err(CheckpointError::File(error)) = &written
+            && !error.is_full()
+        {
+            self.store.poison(&error.to_string());
+        }
+        written
+    }
+
+    async fn write_once(&self) -> Result<(), CheckpointError> {
+        let started = tokio::time::Instant::now();
+        let picture = {
+            let mut machine = self.machine.lock();
+            if !machine.is_checkpoint_due() {
+                return Ok(());
+            }
+            machine.picture()?
+        };
+        let covers = picture.covers.clone();
+        match self.make_durable(picture).await {
+            Ok(removed) => {
+                self.machine.lock().picture_durable(covers);
+                removed.into_iter().for_each(Removed::unlink);
+                self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
+                Ok(())
+            }
+            Err((picture, error)) => {
+                self.machine.lock().picture_failed(*picture);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_durable(
+        &self,
+        picture: Picture,
+    ) -> Result<Vec<Removed>, (Box<Picture>, CheckpointError)> {
+        let (done, synced) = oneshot::channel();
+        self.wal.barrier(Box::new(move |result| drop(done.send(result))));
+        if !matches!(synced.await, Ok(Ok(()))) {
+            return Err((Box::new(picture), CheckpointError::Wal));
+        }
+        let files = Arc::clone(&self.files);
+        let work = tokio::task::spawn_blocking(move || {
+            if let Err(error) = sync_all(&picture.sync) {
+                return Err((Box::new(picture), error.into()));
+            }
+            let saved = files.lock().save(&picture.changes);
+            match saved {
+                Ok(()) => Ok(picture.removed_files),
+                Err(error) => Err((Box::new(picture), error.into())),
+            }
+        });
+        match work.await {
+            Ok(result) => result,
+            // The blocking pool ends only with the process.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Returns whether the log is too large and a newer checkpoint of this shard would let a file
+    /// go.
+    fn is_pressed(&self) -> bool {
+        let Some(pressure) = self.wal.pressure() else { return false };
+        let covered = self.machine.lock().checkpointed_index();
+        let held = pressure.hold.iter().find(|(replica, _)| *replica == self.replica);
+        held.is_some_and(|(_, held)| covered.is_none_or(|covered| covered < *held))
+    }
+
+    /// Purges this shard's log entries that keep the oldest file of a log that is too large.
+    async fn purge(&self, group: &Group) {
+        let Some(pressure) = self.wal.pressure() else { return };
+        let held = pressure.hold.iter().find(|(replica, _)| *replica == self.replica);
+        let covered = self.machine.lock().checkpointed_index();
+        if let (Some((_, held)), Some(covered)) = (held, covered)
+            && *held <= covered
+        {
+            group.purge(*held).await;
+        }
+    }
+}
