@@ -1,0 +1,414 @@
+//! Reading without a group: from given offsets, over some partitions, with bounds and a long poll.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use crate::broker::topics::Placed;
+use crate::broker::{Broker, ReadError, Topic};
+use crate::record::{Batch, DecompressLimit, Record};
+use crate::storage::log::{self, LogReader, Registration};
+use crate::types::{Offset, PartitionId, Timestamp};
+
+/// Bytes that a turn of one partition reads at the least, so that small pages need one read.
+const CHUNK_BYTES_MIN: usize = 16 * 1024;
+/// Bytes that a turn of one partition reads at the most, so that partitions take turns.
+const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+/// What a record is guessed to take, until some were seen.
+const RECORD_BYTES_GUESS: usize = 256;
+/// A compressed batch may grow to this; `max.message.bytes` bounds what it was made from.
+const DECOMPRESSED_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Where a read starts when the client names no offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The log start.
+    Earliest,
+    /// The log end: only what is written from now on.
+    Latest,
+    /// The first record, in offset order, that is not older than this.
+    Timestamp(Timestamp),
+}
+
+/// What a read covers. The lists are in ascending order of partition, without repeats.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// Next offset to read, of each partition that is read.
+    pub positions: Vec<(PartitionId, Offset)>,
+    /// Stop after this many taken records.
+    pub records_max: u32,
+    /// Stop when the taken records have this many bytes; one record is always taken.
+    pub bytes_max: u64,
+    /// Stop when this many bytes of records were looked at, taken or not; bounds filtered scans.
+    pub scan_bytes_max: u64,
+    /// What to do where the bytes on disk fail their checksum.
+    pub on_damage: OnDamage,
+}
+
+/// What a read does with a damaged range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDamage {
+    /// It fails there, once everything before was answered.
+    Fail,
+    /// It goes on after the range and reports it as a gap.
+    Skip,
+}
+
+/// What the visitor did with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visit {
+    /// It is part of the answer and counts towards the bounds.
+    Taken,
+    /// A filter left it out.
+    Skipped,
+}
+
+/// Where a read ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadEnd {
+    /// Next offset to read, of each partition of the request, past everything that was looked at.
+    pub next: Vec<(PartitionId, Offset)>,
+    /// Log end offset of each partition of the request, as it was at the start of the read.
+    pub end_offsets: Vec<(PartitionId, Offset)>,
+    /// Offsets that the request asked for and that are not there any more.
+    pub gaps: Vec<Gap>,
+}
+
+/// Offsets `from..=to` that cannot be read: retention took them, or they are damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The partition.
+    pub partition: PartitionId,
+    /// First missing offset.
+    pub from: Offset,
+    /// Last missing offset.
+    pub to: Offset,
+    /// Why they are missing.
+    pub reason: GapReason,
+}
+
+/// Why offsets cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapReason {
+    /// They lie below the log start.
+    Retention,
+    /// Their bytes on disk fail the checksum.
+    Damaged,
+}
+
+impl Broker {
+    /// Finds where each of `partitions` starts. May read index and segment files. With
+    /// [`OnDamage::Skip`] a search by time goes on behind what is damaged.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn start_offsets(
+        &self,
+        topic: &Arc<Topic>,
+        partitions: &[PartitionId],
+        start: Start,
+        on_damage: OnDamage,
+    ) -> Result<Vec<(PartitionId, Offset)>, ReadError> {
+        let timestamp = match start {
+            Start::Timestamp(timestamp) => timestamp,
+            Start::Earliest | Start::Latest => {
+                let offset = |partition: &PartitionId| {
+                    let (log_start, log_end) = self.bounds(topic, *partition)?;
+                    let offset = if start == Start::Latest { log_end } else { log_start };
+                    Ok((*partition, offset))
+                };
+                return partitions.iter().map(offset).collect();
+            }
+        };
+        let topic = Arc::clone(topic);
+        let partitions = partitions.to_vec();
+        let search = move || {
+            let offset = |partition: &PartitionId| {
+                let placed = placed(&topic, *partition)?;
+                let reader = placed.partition.reader();
+                let end = reader.log_end();
+                let found = find_timestamp(reader, timestamp, on_damage);
+                let found = found.map_err(|error| failed(*partition, error))?;
+                Ok((*partition, found.unwrap_or(end)))
+            };
+            partitions.iter().map(offset).collect()
+        };
+        let searched = tokio::task::spawn_blocking(search).await;
+        searched.map_err(|error| ReadError::Internal(error.to_string()))?
+    }
+
+    /// Returns log start and log end of a partition.
+    ///
+    /// # Errors
+    /// [`ReadError::TopicDeleted`], [`ReadError::PartitionNotFound`].
+    pub fn bounds(
+        &self,
+        topic: &Topic,
+        partition: PartitionId,
+    ) -> Result<(Offset, Offset), ReadError> {
+        let placed = placed(topic, partition)?;
+        let reader = placed.partition.reader();
+        Ok((reader.log_start(), reader.log_end()))
+    }
+
+    /// Reads records and hands each to `visit`, partitions taking turns, until a bound is reached
+    /// or every partition is at its end. A position below the log start goes on there and is
+    /// reported as a gap; one above the log end reads nothing.
+    ///
+    /// Blocking: reads files. Call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`ReadError`], when it is met before any record was visited; later the read ends there and
+    /// the next one meets it.
+    pub fn read(
+        &self,
+        topic: &Arc<Topic>,
+        request: &ReadRequest,
+        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+    ) -> Result<ReadEnd, ReadError> {
+        let mut read = Read::start(topic, request)?;
+        while let Some(turn) = read.next_turn() {
+            match read.take_turn(topic, turn, visit) {
+                Ok(()) => {}
+                Err(_later) if read.visited > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        topic.metrics().records_out.add(u64::from(read.taken));
+        topic.metrics().bytes_out.add(read.taken_bytes);
+        Ok(ReadEnd { next: read.next, end_offsets: read.end_offsets, gaps: read.gaps })
+    }
+
+    /// Returns whether [`Broker::read`] would find everything it needs in memory, so that it may be
+    /// called without a blocking thread.
+    pub fn is_in_memory(&self, topic: &Topic, positions: &[(PartitionId, Offset)]) -> bool {
+        positions.iter().all(|(partition, offset)| {
+            topic.placed(*partition).is_none_or(|p| p.partition.reader().is_in_memory(*offset))
+        })
+    }
+
+    /// Waits until a partition has a record at or above its position, or the topic is deleted.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn wait_for_records(&self, topic: &Arc<Topic>, positions: &[(PartitionId, Offset)]) {
+        let mut registrations: Vec<Registration> = Vec::new();
+        poll_fn(|context| {
+            // Register first, then look: a record that arrives in between wakes us.
+            if registrations.is_empty() {
+                let readers =
+                    positions.iter().filter_map(|(partition, _)| topic.placed(*partition));
+                let register =
+                    |placed: &Placed| placed.partition.reader().register(context.waker());
+                registrations.extend(readers.map(register));
+            } else {
+                registrations.iter().for_each(|registration| registration.rearm(context.waker()));
+            }
+            let is_ready = positions.iter().any(|(partition, offset)| {
+                topic.placed(*partition).is_none_or(|placed| {
+                    placed.partition.is_deleted() || placed.partition.reader().log_end() > *offset
+                })
+            });
+            if is_ready { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+/// A read in progress.
+struct Read<'r> {
+    request: &'r ReadRequest,
+    next: Vec<(PartitionId, Offset)>,
+    end_offsets: Vec<(PartitionId, Offset)>,
+    gaps: Vec<Gap>,
+    /// Which entry of `next` has its turn.
+    turn: usize,
+    taken: u32,
+    taken_bytes: u64,
+    visited: u64,
+    visited_bytes: u64,
+}
+
+impl<'r> Read<'r> {
+    fn start(topic: &Topic, request: &'r ReadRequest) -> Result<Self, ReadError> {
+        let end = |(partition, _): &(PartitionId, Offset)| {
+            let placed = placed(topic, *partition)?;
+            Ok((*partition, placed.partition.reader().log_end()))
+        };
+        let end_offsets = request.positions.iter().map(end).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            request,
+            next: request.positions.clone(),
+            end_offsets,
+            gaps: Vec::new(),
+            turn: 0,
+            taken: 0,
+            taken_bytes: 0,
+            visited: 0,
+            visited_bytes: 0,
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.taken >= self.request.records_max
+            || (self.taken > 0 && self.taken_bytes >= self.request.bytes_max)
+            || (self.visited > 0 && self.visited_bytes >= self.request.scan_bytes_max)
+    }
+
+    /// Returns the next partition that has something left, by its place in the request.
+    fn next_turn(&mut self) -> Option<usize> {
+        if self.is_full() {
+            return None;
+        }
+        for _ in 0..self.next.len() {
+            let turn = self.turn % self.next.len();
+            self.turn = turn + 1;
+            let has_more = match (self.next.get(turn), self.end_offsets.get(turn)) {
+                (Some((_, next)), Some((_, end))) => next < end,
+                _ => false,
+            };
+            if has_more {
+                return Some(turn);
+            }
+        }
+        None
+    }
+
+    /// Guesses how many bytes the rest of the page takes.
+    fn chunk_bytes(&self) -> usize {
+        let per_record = match usize::try_from(self.visited_bytes / self.visited.max(1)) {
+            Ok(average) if self.visited > 0 => average.saturating_add(24),
+            _ => RECORD_BYTES_GUESS,
+        };
+        let records = self.request.records_max.saturating_sub(self.taken);
+        let by_records = usize::try_from(records).unwrap_or(usize::MAX).saturating_mul(per_record);
+        let bytes_left = self.request.bytes_max.saturating_sub(self.taken_bytes);
+        let by_bytes = usize::try_from(bytes_left).unwrap_or(usize::MAX);
+        by_records.min(by_bytes).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
+    }
+
+    fn take_turn(
+        &mut self,
+        topic: &Topic,
+        turn: usize,
+        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+    ) -> Result<(), ReadError> {
+        let Some((partition, from)) = self.next.get(turn).copied() else { return Ok(()) };
+        let placed = placed(topic, partition)?;
+        let reader = placed.partition.reader();
+        match reader.read(from, self.chunk_bytes()) {
+            Ok(chunk) => {
+                for batch in &chunk.batches {
+                    self.take_batch(turn, partition, batch, visit)?;
+                    if self.is_full() {
+                        return Ok(());
+                    }
+                }
+                if chunk.batches.is_empty() {
+                    self.move_to(turn, self.end_offsets.get(turn).map_or(from, |(_, end)| *end));
+                }
+                Ok(())
+            }
+            Err(log::ReadError::OutOfRange { start, .. }) if from < start => {
+                self.note_gap(turn, (from, start), GapReason::Retention);
+                Ok(())
+            }
+            Err(log::ReadError::Damaged { from: damaged, to })
+                if self.request.on_damage == OnDamage::Skip =>
+            {
+                self.note_gap(turn, (damaged.max(from), to), GapReason::Damaged);
+                Ok(())
+            }
+            Err(error) => Err(failed(partition, error)),
+        }
+    }
+
+    fn take_batch(
+        &mut self,
+        turn: usize,
+        partition: PartitionId,
+        batch: &Batch,
+        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+    ) -> Result<(), ReadError> {
+        let damaged = |_error| {
+            let (from, to) = (batch.base_offset(), batch.next_offset());
+            ReadError::Damaged { partition, from, to }
+        };
+        let from = self.next.get(turn).map_or(Offset::ZERO, |(_, from)| *from);
+        let limit = DecompressLimit::new(DECOMPRESSED_BYTES_MAX);
+        let records = batch.records(limit).map_err(damaged)?;
+        for record in records.iter() {
+            let record = record.map_err(damaged)?;
+            if record.offset < from {
+                continue;
+            }
+            let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+            self.visited += 1;
+            self.visited_bytes += bytes as u64;
+            if visit(partition, &record) == Visit::Taken {
+                self.taken += 1;
+                self.taken_bytes += bytes as u64;
+            }
+            self.move_to(turn, record.offset.saturating_add(1));
+            if self.is_full() {
+                return Ok(());
+            }
+        }
+        // Offsets that compaction or a control batch left empty are passed with their batch.
+        self.move_to(turn, batch.next_offset());
+        Ok(())
+    }
+
+    fn move_to(&mut self, turn: usize, next: Offset) {
+        if let Some(position) = self.next.get_mut(turn) {
+            position.1 = next;
+        }
+    }
+
+    /// Notes that the offsets `from..next` are not there and goes on behind them.
+    fn note_gap(&mut self, turn: usize, (from, next): (Offset, Offset), reason: GapReason) {
+        let partition = self.next.get(turn).map(|(partition, _)| *partition);
+        let to = Offset::new(next.get() - 1).filter(|to| *to >= from);
+        if let (Some(partition), Some(to)) = (partition, to) {
+            self.gaps.push(Gap { partition, from, to, reason });
+        }
+        self.move_to(turn, next);
+    }
+}
+
+fn find_timestamp(
+    reader: &LogReader,
+    timestamp: Timestamp,
+    on_damage: OnDamage,
+) -> Result<Option<Offset>, log::ReadError> {
+    let mut from = reader.log_start();
+    loop {
+        match reader.find_timestamp(from, timestamp) {
+            Err(log::ReadError::Damaged { to, .. }) if on_damage == OnDamage::Skip && to > from => {
+                from = to;
+            }
+            found => return found,
+        }
+    }
+}
+
+fn placed(topic: &Topic, partition: PartitionId) -> Result<&Placed, ReadError> {
+    let name = || topic.summary().name.clone();
+    let placed = topic.placed(partition);
+    let placed = placed.ok_or_else(|| ReadError::PartitionNotFound { topic: name(), partition })?;
+    if placed.partition.is_deleted() { Err(ReadError::TopicDeleted) } else { Ok(placed) }
+}
+
+fn failed(partition: PartitionId, error: log::ReadError) -> ReadError {
+    match error {
+        log::ReadError::OutOfRange { start, end } => {
+            ReadError::OffsetOutOfRange { partition, offset: end, log_start: start, log_end: end }
+        }
+        log::ReadError::Damaged { from, to } => ReadError::Damaged { partition, from, to },
+        log::ReadError::Deleted => ReadError::TopicDeleted,
+        error => {
+            tracing::error!(%partition, %error, "read failed");
+            ReadError::Internal("the partition's files cannot be read".to_owned())
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A whole node below the HTTP faces, on a disk in memory that can lose power.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use uuid::Uuid;
+
+use crate::broker::{
+    Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceRecord, ReadRequest,
+    Start, Topic, TopicError, Visit,
+};
+use crate::clock::{ManualClock, SharedClock};
+use crate::metadata::view::{SqliteStore, view_writer};
+use crate::metadata::{self, Bootstrap, CheckpointFile, Command, Image, MetadataShard, NewShard};
+use crate::metrics::Metrics;
+use crate::raft;
+use crate::shard::{self, Shard, ShardParts};
+use crate::storage::ballast::Ballast;
+use crate::storage::checkpoint::CheckpointStore;
+use crate::storage::fs::SharedFs;
+use crate::storage::fs::sim::SimFs;
+use crate::storage::log::{self, Store};
+use crate::storage::wal::{self, Wal};
+use crate::types::{
+    ClusterId, NodeId, Offset, PartitionId, Principal, ReplicaId, ShardId, Timestamp,
+};
+
+const NODE: NodeId = NodeId::new(1);
+const DATA_SHARD: ShardId = ShardId::new(1);
+
+/// One node's running parts.
+struct Node {
+    broker: Broker,
+    metadata: MetadataShard,
+    shard: Shard,
+    wal: Wal,
+}
+
+fn members(replica: u64) -> raft::Members {
+    raft::Members::from([(ReplicaId::new(replica), NODE)])
+}
+
+impl Node {
+    async fn start(fs: &SimFs, clock: &Arc<ManualClock>) -> Self {
+        let shared: SharedFs = Arc::new(fs.clone());
+        let clock: SharedClock = Arc::clone(clock) as SharedClock;
+        for shard in ["shards/0", "shards/1"] {
+            shared.create_dir_all(Path::new(shard)).unwrap();
+        }
+        let files = CheckpointFile::new(Arc::clone(&shared), Path::new("shards/0"));
+        let image_checkpoint = files.load().unwrap().map(|loaded| loaded.checkpoint);
+        let (checkpoints, checkpoint) =
+            CheckpointStore::open(Arc::clone(&shared), Path::new("shards/1")).unwrap();
+        let mut floors = BTreeMap::new();
+        floors.extend(image_checkpoint.as_ref().map(|c| (ReplicaId::new(1), c.applied)));
+        floors
+            .extend(checkpoint.as_ref().and_then(|c| c.applied).map(|at| (ReplicaId::new(2), at)));
+        let store = Store::new(
+            Arc::clone(&shared),
+            PathBuf::from("partitions"),
+            log::Config::default(),
+            Arc::clone(&clock),
+        );
+        let states = checkpoint.iter().flat_map(|checkpoint| checkpoint.partitions.iter());
+        let orphans = store.orphans(states).unwrap();
+        store.remove_orphans(&orphans).unwrap();
+        let config =
+            wal::Config { file_bytes: 1 << 20, max_bytes: 8 << 20, ..wal::Config::default() };
+        let observer = Arc::new(wal::NoObserver);
+        let (wal, _) =
+            Wal::open(Arc::clone(&shared), Path::new("wal"), config, &floors, observer).unwrap();
+        let ballast = Arc::new(Ballast::new(Arc::clone(&shared), PathBuf::from("ballast")));
+        let metadata = start_metadata((files, image_checkpoint), &wal, &ballast).await;
+        let shard = Shard::start(ShardParts {
+            shard: DATA_SHARD,
+            replica: ReplicaId::new(2),
+            members: members(2),
+            checkpoints: (checkpoints, checkpoint),
+            wal: wal.clone(),
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            metrics: Metrics::shared().shards.clone(),
+            storage_full: Arc::new(AtomicBool::new(false)),
+            ballast,
+            config: shard::Config::default(),
+        })
+        .await
+        .unwrap();
+        assert!(shard.group().wait_until_leading().await);
+        let broker = Broker::new(BrokerParts {
+            node: NODE,
+            metadata: metadata.clone(),
+            shards: BTreeMap::from([(DATA_SHARD, shard.clone())]),
+            wal: wal.clone(),
+            store,
+            clock,
+            metrics: Metrics::shared(),
+            random: SmallRng::seed_from_u64(7),
+            storage_full: Arc::new(AtomicBool::new(false)),
+            config: Config::default(),
+        });
+        broker.finish_topic_changes().await.unwrap();
+        Self { broker, metadata, shard, wal }
+    }
+
+    async fn stop(self) {
+        self.shard.close().await;
+        self.metadata.close().await;
+        self.wal.close().unwrap();
+    }
+}
+
+async fn start_metadata(
+    checkpoints: (CheckpointFile, Option<metadata::Checkpoint>),
+    wal: &Wal,
+    ballast: &Arc<Ballast>,
+) -> MetadataShard {
+    let image = checkpoints.1.as_ref().map(|c| c.image.clone()).unwrap_or_default();
+    let image: Arc<ArcSwap<Image>> = Arc::new(ArcSwap::from_pointee(image));
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&directory.path().join("metadata.db")).await.unwrap();
+    let current = Arc::clone(&image);
+    let (feed, _writer) = view_writer(Arc::new(store), move || current.load_full());
+    let metadata = MetadataShard::start(metadata::ShardParts {
+        replica: ReplicaId::new(1),
+        members: members(1),
+        checkpoints,
+        wal: wal.clone(),
+        image,
+        feed,
+        ballast: Arc::clone(ballast),
+        on_failure: Arc::new(|reason| panic!("{reason}")),
+        config: raft::Config::default(),
+    })
+    .await
+    .unwrap();
+    assert!(metadata.group().wait_until_leading().await);
+    if metadata.image().cluster_id().is_none() {
+        let new = |shard, replica| NewShard {
+            shard,
+            replication_factor: 1,
+            replicas: vec![metadata::Replica { replica: ReplicaId::new(replica), node: NODE }],
+        };
+        let bootstrap = Command::Bootstrap(Bootstrap {
+            cluster_id: ClusterId::new(Uuid::from_u128(5)),
+            node: NODE,
+            url: "http://127.0.0.1:8080".to_owned(),
+            shards: vec![new(ShardId::METADATA, 1), new(DATA_SHARD, 2)],
+            at: Timestamp::from_millis(0),
+        });
+        metadata.change(&bootstrap).await.unwrap().1.unwrap();
+    }
+    metadata
+}
+
+fn clock() -> Arc<ManualClock> {
+    ManualClock::at(Timestamp::from_millis(1_764_000_000_000))
+}
+
+fn anyone() -> Principal {
+    Principal::anonymous()
+}
+
+fn record(key: &str, value: String) -> ProduceRecord<'_> {
+    ProduceRecord {
+        key: Some(Cow::Borrowed(key.as_bytes())),
+        value: Some(Cow::Owned(value.into_bytes())),
+        ..ProduceRecord::default()
+    }
+}
+
+/// Produces one record and returns where it was acknowledged.
+async fn produce(broker: &Broker, topic: &Arc<Topic>, key: &str, value: String) -> (u32, i64) {
+    let records = [record(key, value)];
+    let outcomes = broker.produce(&anyone(), topic, &records).unwrap().await;
+    let acknowledged = outcomes.iter().next().unwrap().unwrap();
+    (acknowledged.partition.get(), acknowledged.offset.get())
+}
+
+async fn read_all(broker: &Broker, topic: &Arc<Topic>) -> HashMap<(u32, i64), String> {
+    let partitions: Vec<_> = PartitionId::all(topic.summary().partitions).collect();
+    let positions =
+        broker.start_offsets(topic, &partitions, Start::Earliest, OnDamage::Fail).await.unwrap();
+    let request = ReadRequest {
+        positions,
+        records_max: 1_000_000,
+        bytes_max: u64::MAX,
+        scan_bytes_max: u64::MAX,
+        on_damage: OnDamage::Fail,
+    };
+    let mut found = HashMap::new();
+    let end = broker
+        .read(topic, &request, &mut |partition, record| {
+            let value = String::from_utf8(record.value.unwrap().to_vec()).unwrap();
+            let at = (partition.get(), record.offset.get());
+            assert!(found.insert(at, value).is_none(), "{at:?} was read twice");
+            Visit::Taken
+        })
+        .unwrap();
+    for ((partition, next), (_, end)) in end.next.iter().zip(&end.end_offsets) {
+        assert_eq!(next, end, "partition {partition}");
+        let count = found.keys().filter(|(p, _)| *p == partition.get()).count();
+        assert_eq!(
+            i64::try_from(count),
+            Ok(end.get()),
+            "offsets of partition {partition} are dense"
+        );
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_records_survive_stops_kills_and_power_cuts() {
+    let (mut fs, clock) = (SimFs::new(), clock());
+    let mut acknowledged = HashMap::new();
+    for round in 0..6 {
+        let node = Node::start(&fs, &clock).await;
+        let topic = node.broker.topic_for_produce(&anyone(), "flights", None).await.unwrap();
+        assert_eq!(read_all(&node.broker, &topic).await, acknowledged, "round {round}");
+        for n in 0..200 {
+            let value = format!("{{\"round\":{round},\"n\":{n}}}");
+            let at = produce(&node.broker, &topic, &format!("k{}", n % 17), value.clone()).await;
+            assert!(acknowledged.insert(at, value).is_none(), "{at:?} was given out twice");
+        }
+        if round % 2 == 0 {
+            node.shard.checkpoint().await.unwrap();
+        }
+        match round % 3 {
+            0 => node.stop().await,
+            _ => {
+                // The disk as a power cut leaves it, taken while the node runs.
+                let after = fs.cut();
+                node.stop().await;
+                fs = after;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_created_again_starts_at_offset_zero() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let broker = &node.broker;
+    let asked = CreateTopic { partitions: Some(1), ..CreateTopic::default() };
+    let (creation, old) = broker.create_topic(&anyone(), "t", asked.clone()).await.unwrap();
+    assert_eq!(creation, Creation::Created);
+    assert_eq!(broker.create_topic(&anyone(), "t", asked).await.unwrap().0, Creation::Confirmed);
+    let other = CreateTopic { partitions: Some(2), ..CreateTopic::default() };
+    let exists = broker.create_topic(&anyone(), "t", other).await;
+    assert!(matches!(exists, Err(TopicError::Exists { .. })));
+    assert_eq!(produce(broker, &old, "k", "1".to_owned()).await, (0, 0));
+    broker.delete_topic(&anyone(), "t").await.unwrap();
+    assert!(matches!(broker.topic(&anyone(), "t"), Err(TopicError::NotFound(_))));
+    assert!(broker.produce(&anyone(), &old, &[record("k", "2".to_owned())]).is_err());
+    let new = broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    assert_ne!(new.summary().id, old.summary().id);
+    let (_, offset) = produce(broker, &new, "k", "3".to_owned()).await;
+    assert_eq!(offset, 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_reader_is_woken_by_the_record_it_waits_for() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    let positions: Vec<_> = PartitionId::all(4).map(|p| (p, Offset::ZERO)).collect();
+    let waiting = node.broker.wait_for_records(&topic, &positions);
+    let producing = produce(&node.broker, &topic, "k", "v".to_owned());
+    let both = async { tokio::join!(waiting, producing) };
+    tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    node.stop().await;
+}
