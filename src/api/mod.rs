@@ -1,0 +1,190 @@
+//! The HTTP faces: routers, shapes of requests and answers, the catalogue of errors.
+//!
+//! A handler is an async function from a request to an answer or an [`ApiError`]; `http::route`
+//! wraps it once with everything that all routes share (the caller's face, time, counts), so that
+//! there is no tower layer between the router and a handler.
+//!
+//! Invariants:
+//! - this layer knows the broker and no other layer below it;
+//! - every body, line, list and stream has a bound, in [`Config`] or beside the code that reads it;
+//! - an error leaves here only through the catalogue in [`error`].
+
+pub mod error;
+pub mod openapi;
+pub mod ops;
+
+mod cursor;
+mod http;
+mod json;
+mod sse;
+mod v1;
+mod v2;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::Response;
+use tower::ServiceExt;
+
+use crate::api::error::{ApiError, Caller, Code};
+use crate::broker::Broker;
+use crate::clock::SharedClock;
+use crate::metrics::Metrics;
+use crate::tasks::Tracker;
+use crate::types::Principal;
+
+/// Bounds of requests, `http.*` in the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes of a body that is read as a whole (JSON, raw records).
+    pub max_body_bytes: usize,
+    /// Records of one JSON body.
+    pub max_records: usize,
+    /// Bytes of one line of an NDJSON body, which itself has no bound.
+    pub max_line_bytes: usize,
+    /// Bytes of reports that wait for an NDJSON sender to take them, before its body is no longer
+    /// read.
+    pub report_buffer_bytes: usize,
+    /// Time for a body to arrive, and then for its records to be written.
+    pub request_timeout: Duration,
+    /// Timers of connections and streams.
+    pub timers: Timers,
+}
+
+/// Timers of connections and streams. They are part of the protocol and no settings; tests shorten
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// Time for a request's head to arrive, and for an idle connection to send the next one.
+    pub head: Duration,
+    /// How long a stream of events lives: clients spread over the nodes again when it ends.
+    pub events_life: Duration,
+    /// A stream of events is not silent for longer.
+    pub events_comment_every: Duration,
+    /// How long the sender of an NDJSON body may neither send anything nor take a report.
+    pub produce_idle: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(60),
+            events_life: Duration::from_secs(15 * 60),
+            events_comment_every: Duration::from_secs(15),
+            produce_idle: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 16 * 1024 * 1024,
+            max_records: 10_000,
+            max_line_bytes: 2 * 1024 * 1024,
+            report_buffer_bytes: 32 * 1024 * 1024,
+            request_timeout: Duration::from_secs(30),
+            timers: Timers::default(),
+        }
+    }
+}
+
+/// What handlers work with; one per server.
+#[derive(Debug)]
+pub struct State {
+    /// The use cases.
+    pub broker: Broker,
+    /// Bounds of requests.
+    pub config: Config,
+    /// The server's clock.
+    pub clock: SharedClock,
+    /// Counts of what is done.
+    pub metrics: Arc<Metrics>,
+    /// Starts what outlives a handler, and says when the server stops.
+    pub tasks: Tracker,
+    /// What the server tells about itself.
+    pub sources: ops::Sources,
+    /// Who callers are as long as there is no authentication.
+    pub principal: Principal,
+}
+
+/// Builds the router of all faces.
+pub fn router(state: &Arc<State>) -> Router {
+    let routes = Router::new()
+        .merge(v1::router(state))
+        .merge(v2::router(state))
+        .merge(ops::router(state))
+        .method_not_allowed_fallback(method_not_allowed);
+    // A path with a trailing slash is found in a second look, so that it costs others nothing.
+    let second_look = routes.clone().fallback(not_found);
+    routes.fallback(move |mut request: Request| {
+        let second_look = second_look.clone();
+        async move {
+            match without_trailing_slash(request.uri()) {
+                Some(uri) => {
+                    *request.uri_mut() = uri;
+                    match second_look.oneshot(request).await {
+                        Ok(response) => response,
+                        Err(never) => match never {},
+                    }
+                }
+                None => not_found(request).await,
+            }
+        }
+    })
+}
+
+/// Takes slashes off the end of the path; `None` when it has none to take.
+fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    let bare = path.trim_end_matches('/');
+    if bare.is_empty() || bare.len() == path.len() {
+        return None;
+    }
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{bare}?{query}"),
+        None => bare.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path_and_query.parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+async fn not_found(request: Request) -> Response {
+    let detail = format!("no resource has the path '{}'", request.uri().path());
+    ApiError::new(Code::NotFound, detail).respond(&caller_by_path(&request))
+}
+
+/// Answers a method that a path does not have. The router adds `Allow`, which is all that OPTIONS
+/// asks for.
+async fn method_not_allowed(request: Request) -> Response {
+    if request.method() == Method::OPTIONS {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return response;
+    }
+    let detail = format!("{} is not possible on '{}'", request.method(), request.uri().path());
+    ApiError::new(Code::MethodNotAllowed, detail).respond(&caller_by_path(&request))
+}
+
+/// The media type of errors of the REST Proxy's v2 face.
+const V2_JSON: &str = "application/vnd.kafka.v2+json";
+
+/// Tells the face by the path, for requests that no handler takes.
+fn caller_by_path(request: &Request) -> Caller {
+    let path = request.uri().path();
+    let under = |prefix: &str| {
+        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if path == "/" || ["/topics", "/consumers", "/brokers"].into_iter().any(under) {
+        Caller::two_fields(request.headers(), V2_JSON)
+    } else if under("/v3") || under("/kafka/v3") {
+        Caller::two_fields(request.headers(), http::JSON)
+    } else {
+        Caller::native(request.headers())
+    }
+}

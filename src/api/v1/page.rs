@@ -1,0 +1,372 @@
+//! A read that is answered at once, or after a wait: a page of JSON, or NDJSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use crate::api::State;
+use crate::api::cursor;
+use crate::api::error::{ApiError, Code};
+use crate::api::http::{NDJSON, json};
+use crate::api::json::records_out::{Lines, Style, push_record};
+use crate::api::v1::plan::{self, Filter, Parameters, Positions};
+use crate::broker::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Topic, Visit};
+use crate::types::{Offset, PartitionId};
+
+/// Bytes of records that one filtered read looks at; the client goes on from the cursor.
+const SCAN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// A read of at most this much is done where it is when it needs no files; a larger one would keep
+/// other requests of the same thread waiting.
+const INLINE_RECORDS_MAX: u32 = 1000;
+const INLINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Room that an answer starts with.
+const BODY_BYTES_START: usize = 16 * 1024;
+
+/// A page of records.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RecordPage)]
+pub(crate) struct Page {
+    /// The records; order holds within a partition.
+    records: Vec<RecordBody>,
+    /// The cursor to go on with, also on an empty page.
+    next: String,
+    /// Log end offset of each partition that is read.
+    #[schema(example = json!({"0": 17}))]
+    end_offsets: BTreeMap<String, i64>,
+    /// Offsets that retention took before they were read, or that are damaged and were skipped.
+    gaps: Option<Vec<GapBody>>,
+}
+
+/// A record.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Record)]
+struct RecordBody {
+    /// Its partition.
+    partition: u32,
+    /// Its offset.
+    offset: i64,
+    /// Milliseconds since the epoch.
+    timestamp: i64,
+    /// Null, a string, or `{"base64":"..."}` for bytes that are not UTF-8.
+    #[schema(value_type = Object, nullable)]
+    key: Value,
+    /// The value by `format`; with `meta` there is `value_bytes` instead.
+    #[schema(value_type = Object, nullable)]
+    value: Value,
+    /// `[["name", value], ...]`, values like keys.
+    #[schema(value_type = Vec<Vec<Object>>)]
+    headers: Value,
+    /// `text` or `base64` when `value` is a string that stands for other bytes than its JSON.
+    encoding: Option<String>,
+}
+
+/// Offsets that cannot be read any more.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Gap)]
+struct GapBody {
+    /// The partition.
+    partition: u32,
+    /// First missing offset.
+    from: i64,
+    /// Last missing offset.
+    to: i64,
+}
+
+/// How records stand in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A list in a JSON document.
+    Page,
+    /// One on a line.
+    Lines,
+}
+
+/// How one read chooses and writes records.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Which records are wanted.
+    pub(super) filter: Filter,
+    /// How they are written.
+    pub(super) style: Style,
+    /// Whether a record ends its line, or is parted from the next by a comma.
+    pub(super) shape: Shape,
+    /// Most records.
+    pub(super) limit: u32,
+    /// Most bytes of records.
+    pub(super) max_bytes: u64,
+    /// What happens at a damaged range.
+    pub(super) on_damage: OnDamage,
+}
+
+impl Plan {
+    /// Plans reads for some parameters.
+    pub(super) fn new(parameters: Parameters, shape: Shape, lines: Lines) -> Self {
+        let Parameters { limit, max_bytes, format, filter, on_damage, .. } = parameters;
+        let style = Style { format, lines };
+        Self { filter, style, shape, limit, max_bytes, on_damage }
+    }
+
+    fn request(&self, positions: Positions) -> ReadRequest {
+        let scan_bytes_max = if self.filter.is_empty() { u64::MAX } else { SCAN_BYTES_MAX };
+        ReadRequest {
+            positions,
+            records_max: self.limit,
+            bytes_max: self.max_bytes,
+            scan_bytes_max,
+            on_damage: self.on_damage,
+        }
+    }
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// The body that was handed in, with the records behind what it held.
+    pub(super) body: Vec<u8>,
+    /// How many records there are.
+    pub(super) records: u32,
+    /// Where the read ended.
+    pub(super) end: ReadEnd,
+}
+
+/// Reads once and appends the records to `body`.
+///
+/// # Errors
+/// Those of the broker.
+pub(super) async fn read(
+    state: &Arc<State>,
+    topic: &Arc<Topic>,
+    plan: &Arc<Plan>,
+    positions: Positions,
+    body: Vec<u8>,
+) -> Result<Found, ApiError> {
+    let small = plan.limit <= INLINE_RECORDS_MAX && plan.max_bytes <= INLINE_BYTES_MAX;
+    if small && state.broker.is_in_memory(topic, &positions) {
+        return read_now(state, topic, plan, positions, body);
+    }
+    let (state, topic, plan) = (Arc::clone(state), Arc::clone(topic), Arc::clone(plan));
+    let tasks = state.tasks.clone();
+    tasks
+        .spawn_blocking(move || read_now(&state, &topic, &plan, positions, body))
+        .await
+        .unwrap_or_else(|error| Err(ApiError::new(Code::Internal, error.to_string())))
+}
+
+fn read_now(
+    state: &State,
+    topic: &Arc<Topic>,
+    plan: &Plan,
+    positions: Positions,
+    mut body: Vec<u8>,
+) -> Result<Found, ApiError> {
+    let mut records = 0;
+    let end = state.broker.read(topic, &plan.request(positions), &mut |partition, record| {
+        if !plan.filter.matches(record) {
+            return Visit::Skipped;
+        }
+        if plan.shape == Shape::Page && records > 0 {
+            body.push(b',');
+        }
+        push_record(&mut body, partition, record, plan.style);
+        if plan.shape == Shape::Lines {
+            body.push(b'\n');
+        }
+        records += 1;
+        Visit::Taken
+    })?;
+    Ok(Found { body, records, end })
+}
+
+/// Answers a read.
+pub(super) async fn answer(
+    state: Arc<State>,
+    topic: Arc<Topic>,
+    parameters: Parameters,
+    shape: Shape,
+) -> Result<Response, ApiError> {
+    let deadline = Instant::now() + parameters.wait;
+    let waits = !parameters.wait.is_zero();
+    let positions = plan::positions(&state, &topic, &parameters).await?;
+    let lines = if shape == Shape::Lines { Lines::One } else { Lines::Any };
+    let plan = Arc::new(Plan::new(parameters, shape, lines));
+    let mut body = Vec::with_capacity(BODY_BYTES_START);
+    if shape == Shape::Page {
+        body.extend_from_slice(b"{\"records\":[");
+    }
+    let mut found = read(&state, &topic, &plan, positions, body).await?;
+    while waits && found.records == 0 && wait_for_more(&state, &topic, &found.end, deadline).await {
+        let gaps = std::mem::take(&mut found.end.gaps);
+        found = read(&state, &topic, &plan, found.end.next, found.body).await?;
+        found.end.gaps.splice(..0, gaps);
+    }
+    let next = cursor::encode(topic.summary().id, &found.end.next);
+    match shape {
+        Shape::Page => Ok(page(found, &next)),
+        Shape::Lines => Ok(lines_of(found, &next)),
+    }
+}
+
+/// Waits until another read may find something; `false` when time is up or the server stops.
+async fn wait_for_more(
+    state: &State,
+    topic: &Arc<Topic>,
+    end: &ReadEnd,
+    deadline: Instant,
+) -> bool {
+    let stop = state.tasks.stop_token();
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep_until(deadline) => false,
+        () = state.broker.wait_for_records(topic, &end.next) => {
+            // A scan that goes on through what is there lets other requests have the thread.
+            tokio::task::yield_now().await;
+            true
+        }
+    }
+}
+
+fn page(found: Found, next: &str) -> Response {
+    let Found { mut body, end, .. } = found;
+    body.extend_from_slice(b"],\"next\":\"");
+    body.extend_from_slice(next.as_bytes());
+    body.extend_from_slice(b"\",\"end_offsets\":{");
+    let mut number = itoa::Buffer::new();
+    for (index, (partition, offset)) in end.end_offsets.iter().enumerate() {
+        body.extend_from_slice(if index == 0 { b"\"" } else { b",\"" });
+        body.extend_from_slice(number.format(partition.get()).as_bytes());
+        body.extend_from_slice(b"\":");
+        body.extend_from_slice(number.format(offset.get()).as_bytes());
+    }
+    body.push(b'}');
+    if !end.gaps.is_empty() {
+        body.extend_from_slice(b",\"gaps\":[");
+        for (index, gap) in end.gaps.iter().enumerate() {
+            if index > 0 {
+                body.push(b',');
+            }
+            push_gap(&mut body, gap, WithReason::No);
+        }
+        body.push(b']');
+    }
+    body.push(b'}');
+    let mut response = json(StatusCode::OK, body);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Whether a gap is written with its reason: events tell it, pages do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithReason {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+}
+
+/// Appends a gap as a JSON object.
+pub(super) fn push_gap(out: &mut Vec<u8>, gap: &Gap, with_reason: WithReason) {
+    let mut number = itoa::Buffer::new();
+    out.extend_from_slice(b"{\"partition\":");
+    out.extend_from_slice(number.format(gap.partition.get()).as_bytes());
+    out.extend_from_slice(b",\"from\":");
+    out.extend_from_slice(number.format(gap.from.get()).as_bytes());
+    out.extend_from_slice(b",\"to\":");
+    out.extend_from_slice(number.format(gap.to.get()).as_bytes());
+    if with_reason == WithReason::Yes {
+        let reason: &[u8] = match gap.reason {
+            GapReason::Retention => b",\"reason\":\"retention\"",
+            GapReason::Damaged => b",\"reason\":\"damaged\"",
+        };
+        out.extend_from_slice(reason);
+    }
+    out.push(b'}');
+}
+
+fn lines_of(found: Found, next: &str) -> Response {
+    let mut response = Response::new(Body::from(found.body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let mut insert = |name: &'static str, text: &str| {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(name, value);
+        }
+    };
+    insert("eddyline-next", next);
+    insert("eddyline-end", &offsets_text(&found.end.end_offsets));
+    if !found.end.gaps.is_empty() {
+        insert("eddyline-gaps", &gaps_text(&found.end.gaps));
+    }
+    response
+}
+
+fn offsets_text(offsets: &[(PartitionId, Offset)]) -> String {
+    let mut text = String::new();
+    for (partition, offset) in offsets {
+        let comma = if text.is_empty() { "" } else { "," };
+        // Writing to a string does not fail.
+        let _ = write!(text, "{comma}{partition}:{offset}");
+    }
+    text
+}
+
+fn gaps_text(gaps: &[Gap]) -> String {
+    let mut text = String::new();
+    for Gap { partition, from, to, .. } in gaps {
+        let comma = if text.is_empty() { "" } else { "," };
+        let _ = write!(text, "{comma}{partition}:{from}-{to}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn found(body: &[u8]) -> Found {
+        let at = |p, o| (PartitionId::new(p).unwrap(), Offset::new(o).unwrap());
+        let (from, to, reason) = (at(0, 5).1, at(0, 9).1, GapReason::Retention);
+        let gap = Gap { partition: at(1, 0).0, from, to, reason };
+        let end = ReadEnd {
+            next: vec![at(0, 17), at(1, 10)],
+            end_offsets: vec![at(0, 17), at(1, 15)],
+            gaps: vec![gap],
+        };
+        Found { body: body.to_vec(), records: 1, end }
+    }
+
+    #[tokio::test]
+    async fn a_page_is_one_json_document() {
+        let response = page(found(b"{\"records\":[{\"offset\":16}"), "AQ");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(
+            std::str::from_utf8(&body).unwrap(),
+            "{\"records\":[{\"offset\":16}],\"next\":\"AQ\",\"end_offsets\":{\"0\":17,\"1\":15},\
+             \"gaps\":[{\"partition\":1,\"from\":5,\"to\":9}]}"
+        );
+    }
+
+    #[tokio::test]
+    async fn lines_have_their_cursor_in_a_header() {
+        let response = lines_of(found(b"{\"offset\":16}\n"), "AQ");
+        assert_eq!(response.headers()["content-type"], NDJSON);
+        assert_eq!(response.headers()["eddyline-next"], "AQ");
+        assert_eq!(response.headers()["eddyline-end"], "0:17,1:15");
+        assert_eq!(response.headers()["eddyline-gaps"], "1:5-9");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "{\"offset\":16}\n");
+    }
+}

@@ -1,0 +1,259 @@
+//! Produce as a stream of lines: the body is written while it arrives, and each line is reported
+//! while the request is still open.
+//!
+//! A task of its own reads the body, because an answer's stream is only asked for more when its
+//! client reads, and most clients do not read before they have sent everything. It groups the lines
+//! that are there into one append, keeps some appends in flight, and queues reports in order.
+//!
+//! Invariants:
+//! - every line that is not empty gets one report, in order: a bad one does not end the stream;
+//! - memory is bounded by one chunk and one line of the body, [`GROUPS_IN_FLIGHT_MAX`] groups of
+//!   bookkeeping, and `report_buffer_bytes`; beyond that the body is not read;
+//! - full queues stop the reading and are never a report;
+//! - a client that neither sends nor takes anything for `produce_idle` is given up: its answer
+//!   ends.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use futures_util::stream;
+use tokio::time::Instant;
+
+use crate::api::State;
+use crate::api::error::{ApiError, Code};
+use crate::api::http::{NDJSON, next_data};
+use crate::api::json::records_in;
+use crate::api::v1::lines::{Batch, Line, Lines};
+use crate::api::v1::reports::{ReportLines, Reports};
+use crate::broker::{
+    Acknowledged, AppendError, Appending, Outcomes, ProduceError, ProduceRecord, Topic,
+};
+
+/// Lines of one append at most.
+const GROUP_LINES_MAX: usize = 1000;
+
+/// Bytes of the lines of one append at most, apart from the last line.
+const GROUP_BYTES_MAX: usize = 1024 * 1024;
+
+/// Appends that wait for their outcome at a time.
+const GROUPS_IN_FLIGHT_MAX: usize = 32;
+
+/// Starts to read the body and answers with its reports.
+pub(super) async fn answer(
+    state: &Arc<State>,
+    topic: Arc<Topic>,
+    mut body: Body,
+    awaits_continue: bool,
+) -> Response {
+    let mut first = None;
+    if awaits_continue {
+        // `100 Continue` goes out when the body is first asked for, and not any more once the
+        // answer has begun: ask before answering, and let the connection see it.
+        let mut asked = Box::pin(next_data(&mut body));
+        first = futures_util::FutureExt::now_or_never(&mut asked);
+        drop(asked);
+        tokio::task::yield_now().await;
+    }
+    let reports = Reports::new(state.config.report_buffer_bytes);
+    let lines = ReportLines(Arc::clone(&reports));
+    let pump = Pump {
+        state: Arc::clone(state),
+        topic,
+        lines: Lines::new(state.config.max_line_bytes),
+        in_flight: VecDeque::new(),
+        reports,
+    };
+    state.tasks.spawn(pump.run(body, first));
+    let reports = stream::unfold(lines, async |mut lines| {
+        let chunk = lines.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(chunk), lines))
+    });
+    let mut response = Response::new(Body::from_stream(reports));
+    *response.status_mut() = StatusCode::OK;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Reads one body, appends its lines, queues their reports.
+struct Pump {
+    state: Arc<State>,
+    topic: Arc<Topic>,
+    lines: Lines,
+    in_flight: VecDeque<Group>,
+    reports: Arc<Reports>,
+}
+
+/// Lines that were read together and wait for their reports.
+struct Group {
+    lines: usize,
+    /// Lines that were refused, by their position, ascending.
+    refused: VecDeque<(usize, ApiError)>,
+    /// The other lines' append, `None` when there are none.
+    appending: Option<Appending>,
+    /// When its outcome counts as unknown.
+    deadline: Instant,
+}
+
+/// What the body gave.
+type Chunk = Result<Option<Bytes>, ApiError>;
+
+impl Pump {
+    async fn run(mut self, mut body: Body, first: Option<Chunk>) {
+        let _open = self.state.metrics.streams.produce_streams_open.track();
+        let stop = self.state.tasks.stop_token();
+        let idle_max = self.state.config.timers.produce_idle;
+        let mut chunk = first;
+        loop {
+            match chunk.take() {
+                Some(Ok(Some(bytes))) => {
+                    let batch = self.lines.push(bytes);
+                    self.append(batch).await;
+                    continue;
+                }
+                Some(Ok(None)) => {
+                    let last = self.lines.end();
+                    self.append(last).await;
+                    break;
+                }
+                // A body that breaks off has no last line: it is cut at an arbitrary place.
+                Some(Err(_)) => break,
+                None => {}
+            }
+            if self.reports.is_abandoned() {
+                break;
+            }
+            let reading = self.in_flight.len() < GROUPS_IN_FLIGHT_MAX && self.reports.has_room();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = report_oldest(&mut self.in_flight, &self.reports),
+                    if !self.in_flight.is_empty() => {}
+                next = next_data(&mut body), if reading => chunk = Some(next),
+                () = self.reports.changed() => {}
+                () = tokio::time::sleep(idle_max) => {
+                    self.give_up(idle_max);
+                    break;
+                }
+            }
+        }
+        while !self.in_flight.is_empty() {
+            report_oldest(&mut self.in_flight, &self.reports).await;
+        }
+        self.reports.end();
+    }
+
+    /// Ends a stream that stands still. A line that was begun is reported, as every line is.
+    fn give_up(&self, idle_max: Duration) {
+        if self.lines.is_inside() {
+            let detail = format!("the rest of the line did not arrive within {idle_max:?}");
+            let report = Err(ApiError::new(Code::RequestTimeout, detail));
+            self.reports.push(std::iter::once(report));
+        }
+    }
+
+    /// Appends the lines of a batch in groups.
+    async fn append(&mut self, batch: Batch) {
+        let mut lines = batch.lines().peekable();
+        while lines.peek().is_some() {
+            let deadline = Instant::now() + self.state.config.request_timeout;
+            let mut group = Group { lines: 0, refused: VecDeque::new(), appending: None, deadline };
+            let mut records = Vec::new();
+            let mut bytes = 0;
+            while group.lines < GROUP_LINES_MAX && bytes < GROUP_BYTES_MAX {
+                let Some(line) = lines.next() else { break };
+                let record = match line {
+                    Line::Whole(line) => {
+                        bytes += line.len();
+                        records_in::parse_line(line)
+                    }
+                    Line::TooLong => Err(self.lines.too_long()),
+                };
+                match record {
+                    Ok(record) => records.push((group.lines, record)),
+                    Err(error) => group.refused.push_back((group.lines, error)),
+                }
+                group.lines += 1;
+            }
+            self.submit(&mut group, records).await;
+            self.in_flight.push_back(group);
+            // A large chunk has many groups; their number in flight is bounded here too.
+            while self.in_flight.len() >= GROUPS_IN_FLIGHT_MAX {
+                report_oldest(&mut self.in_flight, &self.reports).await;
+            }
+        }
+    }
+
+    /// Queues a group's records; what the broker refuses joins the refused lines.
+    async fn submit(&self, group: &mut Group, records: Vec<(usize, ProduceRecord<'_>)>) {
+        let (mut positions, mut records): (Vec<_>, Vec<_>) = records.into_iter().unzip();
+        while !records.is_empty() {
+            match self.state.broker.produce(&self.state.principal, &self.topic, &records) {
+                Ok(appending) => {
+                    group.appending = Some(appending);
+                    break;
+                }
+                // Full queues slow the sender down.
+                Err(ProduceError::Overloaded) => self.state.broker.wait_for_room(&self.topic).await,
+                Err(ProduceError::Records(faults)) if !faults.is_empty() => {
+                    let faulty: BTreeSet<_> = faults.iter().map(|fault| fault.index).collect();
+                    for fault in &faults {
+                        let position = positions.get(fault.index).copied().unwrap_or_default();
+                        let one = std::slice::from_ref(fault);
+                        let error = ApiError::of_records(one, |_| String::new());
+                        group.refused.push_back((position, error));
+                    }
+                    let all = positions.into_iter().zip(records).enumerate();
+                    (positions, records) = all
+                        .filter(|(index, _)| !faulty.contains(index))
+                        .map(|(_, record)| record)
+                        .unzip();
+                }
+                Err(error) => {
+                    let error = ApiError::from(error);
+                    let refused = positions.iter().map(|position| (*position, error.clone()));
+                    group.refused.extend(refused);
+                    break;
+                }
+            }
+        }
+        group.refused.make_contiguous().sort_by_key(|(position, _)| *position);
+    }
+}
+
+/// Waits for the oldest group's outcomes and queues its reports.
+///
+/// # Cancel safety
+/// The group stays the oldest when the future is dropped.
+async fn report_oldest(in_flight: &mut VecDeque<Group>, reports: &Reports) {
+    let Some(group) = in_flight.front_mut() else {
+        return;
+    };
+    let outcomes = match group.appending.as_mut() {
+        Some(appending) => tokio::time::timeout_at(group.deadline, appending).await.ok(),
+        None => None,
+    };
+    if let Some(group) = in_flight.pop_front() {
+        reports.push(merge(group.lines, group.refused, outcomes.as_ref()));
+    }
+}
+
+/// Puts refused lines and outcomes back in the order of the lines. A line without an outcome is one
+/// whose append took too long.
+fn merge(
+    lines: usize,
+    mut refused: VecDeque<(usize, ApiError)>,
+    outcomes: Option<&Outcomes>,
+) -> impl Iterator<Item = Result<Acknowledged, ApiError>> {
+    let mut outcomes = outcomes.into_iter().flat_map(Outcomes::iter);
+    (0..lines).map(move |line| {
+        if let Some((_, error)) = refused.pop_front_if(|(position, _)| *position == line) {
+            return Err(error);
+        }
+        outcomes.next().unwrap_or(Err(AppendError::OutcomeUnknown)).map_err(ApiError::from)
+    })
+}
