@@ -1,0 +1,516 @@
+//! The composition root: builds one node from its configuration, runs it, takes it down in order.
+//!
+//! This is the one place that knows all layers. It binds nothing itself: listeners, shutdown, time
+//! and the disk come in as parameters, so that tests run many nodes in one process.
+//!
+//! Order of start: identity, checkpoints, write-ahead log, metadata shard, data shards, broker,
+//! HTTP. Order of stop: HTTP, streams, data shards (each with a last checkpoint), metadata, log.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::api;
+use crate::broker::{self, Broker, BrokerParts, SpaceWatch};
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::Config;
+use crate::metadata::view::{LazySqlite, ViewMonitor, view_writer};
+use crate::metadata::{
+    self, Bootstrap, ChangeError, CheckpointFile, Command, Image, MetadataShard,
+};
+use crate::metrics::Metrics;
+use crate::raft;
+use crate::shard::{self, Shard, ShardParts};
+use crate::storage::ballast::Ballast;
+use crate::storage::checkpoint::{CheckpointStore, ShardCheckpoint};
+use crate::storage::fs::{RealFs, SharedFs};
+use crate::storage::log::Store;
+use crate::storage::{log, wal};
+use crate::tasks::Tracker;
+use crate::types::{NodeId, Principal, ReplicaId, ShardId};
+
+mod health;
+mod http;
+mod identity;
+mod observe;
+
+use identity::{Identity, Lock};
+
+/// How long requests and streams may take to end after the server was asked to stop.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a node could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory is in use, or belongs to another node.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// The write-ahead log could not be opened.
+    #[error("the write-ahead log could not be opened: {}", chain(.0))]
+    Wal(#[from] wal::Error),
+    /// A shard's checkpoint could not be read.
+    #[error("a checkpoint could not be read: {}", chain(.0.as_ref()))]
+    Checkpoint(Box<dyn std::error::Error + Send + Sync>),
+    /// A shard could not start.
+    #[error(transparent)]
+    Shard(#[from] shard::OpenError),
+    /// The metadata shard could not start.
+    #[error(transparent)]
+    Metadata(#[from] raft::StartError),
+    /// The cluster could not be founded.
+    #[error("the cluster could not be founded: {0}")]
+    Bootstrap(String),
+    /// A file or directory of the node cannot be used.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A write or sync failed while serving: nothing more was acknowledged.
+    #[error("the node had to end: {0}")]
+    Failed(String),
+}
+
+/// Writes an error with all its causes on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// A node that serves.
+pub struct Server {
+    address: SocketAddr,
+    broker: Broker,
+    metadata: MetadataShard,
+    shards: BTreeMap<ShardId, Shard>,
+    wal: wal::Wal,
+    tasks: Tracker,
+    failed: watch::Receiver<Option<String>>,
+    state: Arc<api::State>,
+    listener: TcpListener,
+    _lock: Lock,
+}
+
+/// Starts a node, says so through `ready`, serves until `shutdown` completes, and stops in order.
+///
+/// # Errors
+/// [`Error`].
+pub async fn run(
+    config: &Config,
+    listener: TcpListener,
+    ready: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let server = Server::start(config, listener).await?;
+    ready(server.address());
+    server.serve(shutdown).await
+}
+
+impl Server {
+    /// Starts a node on the operating system's disk and clock.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn start(config: &Config, listener: TcpListener) -> Result<Self, Error> {
+        Self::start_on(config, listener, RealFs::shared(), SystemClock::shared()).await
+    }
+
+    /// Starts a node on a given disk and clock. When it returns, everything that was ever
+    /// acknowledged can be read.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn start_on(
+        config: &Config,
+        listener: TcpListener,
+        fs: SharedFs,
+        clock: SharedClock,
+    ) -> Result<Self, Error> {
+        let address = listener.local_addr().map_err(|source| io_error("listener", source))?;
+        let (identity, lock) = identity::open(config)?;
+        let metrics = Metrics::shared();
+        let tasks = Tracker::new();
+        let Disk { wal, store, metadata_files, data_files } =
+            Disk::open(config, &identity, &fs, &clock, &metrics)?;
+        let (fail, failed) = watch::channel(None);
+        end_on_poison(&wal, &store, &fail);
+        let ballast = Arc::new(Ballast::new(Arc::clone(&fs), config.data_dir.join("ballast")));
+        let node = MetadataCommon { wal: &wal, ballast: &ballast, fail };
+        let (metadata, view) =
+            start_metadata(config, &identity, metadata_files, node, &tasks).await?;
+        let storage_full = Arc::new(AtomicBool::new(false));
+        let common = ShardCommon {
+            identity: &identity,
+            wal: &wal,
+            store: &store,
+            clock: &clock,
+            metrics: &metrics,
+            storage_full: &storage_full,
+            ballast: &ballast,
+        };
+        let shards = start_shards(config, common, data_files).await?;
+        found(config, &identity, &metadata, (&clock, address)).await?;
+        for shard in shards.values() {
+            shard.group().wait_until_leading().await;
+        }
+        let broker = Broker::new(BrokerParts {
+            node: identity.node,
+            metadata: metadata.clone(),
+            shards: shards.clone(),
+            wal: wal.clone(),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            random: SmallRng::from_rng(&mut rand::rng()),
+            storage_full,
+            config: broker_config(config),
+            store: Arc::clone(&store),
+        });
+        if let Err(error) = broker.finish_topic_changes().await {
+            tracing::warn!(%error, "a topic's creation or deletion could not be finished");
+        }
+        start_maintenance(config, &broker, (&fs, ballast), &tasks);
+        observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
+        let state = Arc::new(api::State {
+            broker: broker.clone(),
+            config: http::limits(config),
+            clock,
+            metrics,
+            tasks: tasks.clone(),
+            principal: Principal::anonymous(),
+            sources: health::sources(&broker, view),
+        });
+        Ok(Self {
+            address,
+            broker,
+            metadata,
+            shards,
+            wal,
+            tasks,
+            failed,
+            state,
+            listener,
+            _lock: lock,
+        })
+    }
+
+    /// Returns the address that clients reach.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns the broker, for tests that look behind the HTTP faces.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Serves until `shutdown` completes or the node has to end, then stops in order.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when a write or sync failed.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let Self { metadata, shards, wal, tasks, mut failed, state, listener, .. } = self;
+        let reason = {
+            let failed = failed.wait_for(Option::is_some);
+            let stop = async {
+                tokio::select! {
+                    () = shutdown => None,
+                    failed = failed => failed.ok().and_then(|reason| reason.clone()),
+                }
+            };
+            http::serve(listener, &state, &tasks, stop, DRAIN_DEADLINE).await
+        };
+        let aborted = tasks.shutdown(DRAIN_DEADLINE).await;
+        if aborted.tasks > 0 {
+            tracing::warn!(tasks = aborted.tasks, "tasks were cut off at the deadline");
+        }
+        if let Some(reason) = reason {
+            return Err(Error::Failed(reason));
+        }
+        for shard in shards.values() {
+            shard.close().await;
+        }
+        metadata.close().await;
+        let closed = tokio::task::spawn_blocking(move || wal.close()).await;
+        match closed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::Failed(error.to_string())),
+            Err(error) => Err(Error::Failed(error.to_string())),
+        }
+    }
+}
+
+fn io_error(path: impl AsRef<Path>, source: std::io::Error) -> Error {
+    Error::Io { path: path.as_ref().to_owned(), source }
+}
+
+fn broker_config(config: &Config) -> broker::Config {
+    broker::Config {
+        auto_create: config.topics.auto_create,
+        default_partitions: config.topics.default_partitions,
+        max_partitions: config.topics.max_partitions,
+    }
+}
+
+fn raft_config(config: &Config) -> raft::Config {
+    raft::Config {
+        heartbeat: config.raft.heartbeat,
+        election_min: config.raft.election_min,
+        election_max: config.raft.election_max,
+    }
+}
+
+type DataFiles = (CheckpointStore, Option<ShardCheckpoint>);
+
+/// The node's files, opened in the one order that is safe: checkpoints first, since the log must
+/// not be cut below what they cover, and files that no checkpoint names go before any log is
+/// replayed.
+struct Disk {
+    wal: wal::Wal,
+    store: Arc<Store>,
+    metadata_files: (CheckpointFile, Option<metadata::Checkpoint>),
+    data_files: BTreeMap<ShardId, DataFiles>,
+}
+
+impl Disk {
+    fn open(
+        config: &Config,
+        identity: &Identity,
+        fs: &SharedFs,
+        clock: &SharedClock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let shard_directory = |shard: ShardId| -> Result<PathBuf, Error> {
+            let directory = config.data_dir.join("shards").join(shard.to_string());
+            fs.create_dir_all(&directory).map_err(|source| io_error(&directory, source))?;
+            // A checkpoint is only as durable as the names of the directories it is in.
+            for above in directory.ancestors().skip(1).take(2) {
+                fs.sync_dir(above).map_err(|source| io_error(above, source))?;
+            }
+            Ok(directory)
+        };
+        let mut floors = BTreeMap::new();
+        let files = CheckpointFile::new(Arc::clone(fs), &shard_directory(ShardId::METADATA)?);
+        let loaded = files.load().map_err(|error| Error::Checkpoint(error.into()))?;
+        let metadata = loaded.map(|loaded| loaded.checkpoint);
+        if let Some(checkpoint) = &metadata {
+            floors.insert(identity.replica(ShardId::METADATA), checkpoint.applied);
+        }
+        let mut data_files = BTreeMap::new();
+        for shard in identity.data_shards() {
+            let (store, checkpoint) =
+                CheckpointStore::open(Arc::clone(fs), &shard_directory(shard)?)
+                    .map_err(|error| Error::Checkpoint(error.into()))?;
+            if let Some(applied) = checkpoint.as_ref().and_then(|checkpoint| checkpoint.applied) {
+                floors.insert(identity.replica(shard), applied);
+            }
+            data_files.insert(shard, (store, checkpoint));
+        }
+        let store = Store::new(
+            Arc::clone(fs),
+            config.data_dir.join("partitions"),
+            log::Config {
+                tail_cache_bytes: usize::try_from(config.storage.tail_cache_bytes)
+                    .unwrap_or(usize::MAX),
+                open_files: config.storage.open_files,
+                ..log::Config::default()
+            },
+            Arc::clone(clock),
+        );
+        remove_orphans(&store, &data_files)?;
+        let wal_config = wal::Config {
+            file_bytes: config.wal.file_bytes,
+            max_bytes: config.wal.max_bytes,
+            on_damage: wal::OnDamage::Refuse,
+        };
+        let observer = observe::WalObserver::shared(metrics, clock);
+        let (wal, recovery) =
+            wal::Wal::open(Arc::clone(fs), &config.wal_dir, wal_config, &floors, observer)?;
+        if let Some(torn) = recovery.torn_tail {
+            tracing::warn!(%torn, "the log's last round was never synced and is cut");
+        }
+        Ok(Self { wal, store, metadata_files: (files, metadata), data_files })
+    }
+}
+
+fn remove_orphans(
+    store: &Arc<Store>,
+    data_files: &BTreeMap<ShardId, DataFiles>,
+) -> Result<(), Error> {
+    let refuse = |error: log::Error| Error::Checkpoint(error.into());
+    let checkpoints = data_files.values().filter_map(|(_, checkpoint)| checkpoint.as_ref());
+    let states = checkpoints.flat_map(|checkpoint| checkpoint.partitions.iter());
+    let orphans = store.orphans(states).map_err(refuse)?;
+    if !orphans.is_empty() {
+        let bytes: u64 = orphans.iter().map(|orphan| orphan.len).sum();
+        tracing::warn!(
+            files = orphans.len(),
+            bytes,
+            "removing files that no checkpoint names; what they held is in the log"
+        );
+        store.remove_orphans(&orphans).map_err(refuse)?;
+    }
+    Ok(())
+}
+
+/// Has the node end when its log or its segments fail: what cannot be written must not be served as
+/// if it were.
+fn end_on_poison(wal: &wal::Wal, store: &Store, fail: &watch::Sender<Option<String>>) {
+    let on_wal = fail.clone();
+    wal.on_poison(move |error| drop(on_wal.send(Some(error.to_string()))));
+    let on_store = fail.clone();
+    store.on_poison(move |reason| drop(on_store.send(Some(reason.to_owned()))));
+}
+
+/// What the metadata shard uses of its node.
+struct MetadataCommon<'a> {
+    wal: &'a wal::Wal,
+    ballast: &'a Arc<Ballast>,
+    fail: watch::Sender<Option<String>>,
+}
+
+async fn start_metadata(
+    config: &Config,
+    identity: &Identity,
+    (files, checkpoint): (CheckpointFile, Option<metadata::Checkpoint>),
+    node: MetadataCommon<'_>,
+    tasks: &Tracker,
+) -> Result<(MetadataShard, ViewMonitor), Error> {
+    let image = checkpoint.as_ref().map(|checkpoint| checkpoint.image.clone()).unwrap_or_default();
+    let image: Arc<ArcSwap<Image>> = Arc::new(ArcSwap::from_pointee(image));
+    let store = LazySqlite::new(config.data_dir.join("metadata.db"));
+    let current = Arc::clone(&image);
+    let (feed, writer) = view_writer(Arc::new(store), move || current.load_full());
+    let monitor = feed.monitor();
+    tasks.spawn(writer.run(tasks.stop_token()));
+    let metadata = MetadataShard::start(metadata::ShardParts {
+        replica: identity.replica(ShardId::METADATA),
+        members: identity.members(ShardId::METADATA),
+        checkpoints: (files, checkpoint),
+        wal: node.wal.clone(),
+        image,
+        feed,
+        ballast: Arc::clone(node.ballast),
+        on_failure: Arc::new(move |reason| drop(node.fail.send(Some(reason.to_owned())))),
+        config: raft_config(config),
+    })
+    .await?;
+    Ok((metadata, monitor))
+}
+
+/// What all data shards of the node share.
+struct ShardCommon<'a> {
+    identity: &'a Identity,
+    wal: &'a wal::Wal,
+    store: &'a Arc<Store>,
+    clock: &'a SharedClock,
+    metrics: &'a Metrics,
+    storage_full: &'a Arc<AtomicBool>,
+    ballast: &'a Arc<Ballast>,
+}
+
+async fn start_shards(
+    config: &Config,
+    common: ShardCommon<'_>,
+    files: BTreeMap<ShardId, DataFiles>,
+) -> Result<BTreeMap<ShardId, Shard>, Error> {
+    let mut shards = BTreeMap::new();
+    for (shard, checkpoints) in files {
+        let parts = ShardParts {
+            shard,
+            replica: common.identity.replica(shard),
+            members: common.identity.members(shard),
+            checkpoints,
+            wal: common.wal.clone(),
+            store: Arc::clone(common.store),
+            clock: Arc::clone(common.clock),
+            metrics: common.metrics.shards.clone(),
+            storage_full: Arc::clone(common.storage_full),
+            ballast: Arc::clone(common.ballast),
+            config: shard::Config { raft: raft_config(config) },
+        };
+        shards.insert(shard, Shard::start(parts).await?);
+    }
+    Ok(shards)
+}
+
+/// Founds the cluster at the first start, and notes a changed address at later ones.
+async fn found(
+    config: &Config,
+    identity: &Identity,
+    metadata: &MetadataShard,
+    (clock, address): (&SharedClock, SocketAddr),
+) -> Result<(), Error> {
+    let url = config.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+    if !metadata.group().wait_until_leading().await {
+        return Err(Error::Bootstrap("the metadata shard has no leader".to_owned()));
+    }
+    let image = metadata.image();
+    let known = image.node(identity.node).map(|node| node.url.clone());
+    let command = match (image.cluster_id(), known) {
+        (Some(cluster), _) if cluster != identity.cluster => {
+            return Err(Error::Bootstrap(format!(
+                "the data is of cluster {cluster}, node.json says {}",
+                identity.cluster
+            )));
+        }
+        (Some(_), Some(known)) if known == url => return Ok(()),
+        (Some(_), _) => Command::RegisterNode(metadata::RegisterNode {
+            node: identity.node,
+            url,
+            at: clock.now(),
+        }),
+        (None, _) => Command::Bootstrap(Bootstrap {
+            cluster_id: identity.cluster,
+            node: identity.node,
+            url,
+            shards: identity.new_shards(),
+            at: clock.now(),
+        }),
+    };
+    let changed: Result<_, ChangeError> = metadata.change(&command).await;
+    let (_, response) = changed.map_err(|error| Error::Bootstrap(error.to_string()))?;
+    response.map(|_| ()).map_err(|rejection| Error::Bootstrap(rejection.to_string()))
+}
+
+fn start_maintenance(
+    config: &Config,
+    broker: &Broker,
+    (fs, ballast): (&SharedFs, Arc<Ballast>),
+    tasks: &Tracker,
+) {
+    let watch = SpaceWatch {
+        fs: Arc::clone(fs),
+        ballast,
+        directories: vec![config.data_dir.clone(), config.wal_dir.clone()],
+        wal_file_bytes: config.wal.file_bytes,
+        wal_max_bytes: config.wal.max_bytes,
+    };
+    let stop = tasks.stop_token();
+    let watching = broker.clone();
+    tasks.spawn(async move { stop.run_until_cancelled(watching.watch_space(watch)).await });
+    let stop = tasks.stop_token();
+    let retaining = broker.clone();
+    let interval = config.storage.retention_interval;
+    tasks.spawn(async move { stop.run_until_cancelled(retaining.run_retention(interval)).await });
+}
+
+/// The node and replica types that the submodules share.
+type Members = BTreeMap<ReplicaId, NodeId>;

@@ -1,0 +1,134 @@
+//! The accept loop and the connections' limits.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::api;
+use crate::config::Config;
+use crate::tasks::Tracker;
+
+/// What an HTTP/2 connection begins with.
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Pause between two looks at a preface of which a part has come.
+const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+/// Streams of one HTTP/2 connection.
+const H2_STREAMS_MAX: u32 = 256;
+/// Bytes of a request's headers.
+const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// Pause after the operating system refused a connection (out of descriptors).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Returns the bounds of requests as configured.
+pub(super) fn limits(config: &Config) -> api::Config {
+    let bytes = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    api::Config {
+        max_body_bytes: bytes(config.http.max_body_bytes),
+        max_records: config.http.max_records,
+        max_line_bytes: bytes(config.http.max_line_bytes),
+        report_buffer_bytes: bytes(config.http.report_buffer_bytes),
+        request_timeout: config.http.request_timeout,
+        timers: config.http.timers,
+    }
+}
+
+/// Serves until `stop` completes, then lets open requests end until the deadline. Returns what
+/// `stop` returned.
+pub(super) async fn serve<T>(
+    listener: TcpListener,
+    state: &Arc<api::State>,
+    tasks: &Tracker,
+    stop: impl Future<Output = T>,
+    deadline: Duration,
+) -> T {
+    let router = api::router(state);
+    let head_max = state.config.timers.head;
+    let builder = builder(head_max);
+    let graceful = GracefulShutdown::new();
+    let mut stop = std::pin::pin!(stop);
+    let reason = loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    serve_connection(stream, (&router, &builder, head_max), &graceful, tasks);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            reason = &mut stop => break reason,
+        }
+    };
+    drop(listener);
+    tasks.stop();
+    if tokio::time::timeout(deadline, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections were still open at the deadline");
+    }
+    reason
+}
+
+/// Configures connections. `pipeline_flush` stays off: with it hyper buffers answers without a
+/// bound, so that a client which does not read (events, reports of a stream) would fill the memory.
+fn builder(head_max: Duration) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_max);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(Some(head_max));
+    builder
+}
+
+fn serve_connection(
+    stream: TcpStream,
+    (router, builder, head_max): (&Router, &auto::Builder<TokioExecutor>, Duration),
+    graceful: &GracefulShutdown,
+    tasks: &Tracker,
+) {
+    // Answers are small and complete: waiting for more to send would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "no TCP_NODELAY");
+    }
+    let service = TowerToHyperService::new(router.clone());
+    let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), tasks.stop_token());
+    tasks.spawn(async move {
+        let begun = tokio::time::timeout(head_max, begins(&stream));
+        if !matches!(stop.run_until_cancelled(begun).await, Some(Ok(Ok(())))) {
+            tracing::debug!("a connection ended before it had begun");
+            return;
+        }
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        if let Err(error) = watcher.watch(connection.into_owned()).await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+}
+
+/// Waits until the first bytes tell HTTP/1 from HTTP/2. hyper waits for them without an end, so
+/// that a client that sends none would hold its connection for ever.
+async fn begins(stream: &TcpStream) -> io::Result<()> {
+    let mut seen = [0; H2_PREFACE.len()];
+    loop {
+        let count = stream.peek(&mut seen).await?;
+        let (seen, preface) = (seen.get(..count), H2_PREFACE.get(..count));
+        if count == H2_PREFACE.len() || seen != preface {
+            return Ok(());
+        }
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // What was peeked at stays readable: there is no event to wait for.
+        tokio::time::sleep(PREFACE_PAUSE).await;
+    }
+}
