@@ -1,0 +1,96 @@
+//! SIGTERM: what is open is finished or ended, the exit code is 0, the next start is quick.
+
+use std::time::Duration;
+
+use reqwest::Client;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::client::{client, create, records_url};
+use crate::load::{Load, PARTITIONS, PATIENCE, Target, seeded};
+use crate::node::{Log, Scratch, Setup};
+
+/// Entries that a shard may have to replay after a stop in order: those that Raft itself adds.
+const REPLAYED_MAX: u64 = 2;
+
+/// How many entries each shard replayed at its start.
+fn replayed(log: &Log) -> Vec<u64> {
+    let text = log.text();
+    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let recovered = lines.filter(|line: &serde_json::Value| {
+        line["message"].as_str().is_some_and(|message| message.ends_with(" recovered"))
+    });
+    recovered.map(|line| line["entries"].as_u64().unwrap()).collect()
+}
+
+async fn open_events(http: &Client, url: &str, from: &str) -> reqwest::Response {
+    let request = http.get(format!("{url}?from={from}")).header("accept", "text/event-stream");
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    response
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_under_load_acknowledges_what_it_wrote_and_leaves_nothing_to_replay() {
+    let dir = Scratch::new();
+    let setup = Setup::new(dir.path(), &["shards.count=2"]).verbose();
+    let target = Target::new("stopped");
+    let http = client();
+    let mut node = setup.start();
+    create(&http, node.url(), target.topic, serde_json::json!({"partitions": PARTITIONS})).await;
+    for round in 0..3 {
+        let events =
+            open_events(&http, &records_url(node.url(), target.topic), "latest").await.text();
+        let mut load = Load::start(node.url(), &round.to_string(), &target, &mut seeded());
+        load.wait_until(|answered| answered.acked >= 500).await;
+        node.terminate();
+        let ended = tokio::task::spawn_blocking(move || node.ended());
+        let events = tokio::time::timeout(PATIENCE, events).await.unwrap().unwrap();
+        let last = events.trim_end().rsplit("\n\n").next().unwrap();
+        assert_eq!(last, "event: end\ndata: {\"reason\":\"shutdown\"}");
+        ended.await.unwrap();
+        load.finish().await;
+        node = setup.start();
+        let replayed = replayed(node.log());
+        assert_eq!(replayed.len(), 3, "two data shards and the metadata");
+        assert!(replayed.iter().all(|entries| *entries <= REPLAYED_MAX), "{replayed:?}");
+        target.verify(&http, node.url()).await;
+    }
+    node.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_stuck_do_not_keep_a_node_from_stopping() {
+    let dir = Scratch::new();
+    let setup = Setup::new(dir.path(), &[]);
+    let http = client();
+    let node = setup.start();
+    create(&http, node.url(), "stuck", serde_json::json!({"partitions": 1})).await;
+    let url = records_url(node.url(), "stuck");
+    let value = "x".repeat(500_000);
+    for _ in 0..20 {
+        let body = serde_json::json!({"value": value});
+        assert_eq!(http.post(&url).json(&body).send().await.unwrap().status(), 200);
+    }
+    // One sends half of a request and no more, one half of a line, one does not read its events.
+    let address = node.url().strip_prefix("http://").unwrap().to_owned();
+    let path = "POST /v1/topics/stuck/records HTTP/1.1\r\nhost: x\r\n";
+    let mut half = TcpStream::connect(&address).await.unwrap();
+    let request = format!("{path}content-type: application/json\r\ncontent-length: 100\r\n\r\n[");
+    half.write_all(request.as_bytes()).await.unwrap();
+    let mut line = TcpStream::connect(&address).await.unwrap();
+    let head = "content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    line.write_all(format!("{path}{head}5\r\n{{\"val\r\n").as_bytes()).await.unwrap();
+    let unread = open_events(&http, &url, "earliest").await;
+    let ended = tokio::task::spawn_blocking(move || {
+        node.terminate();
+        node.ended()
+    });
+    tokio::time::timeout(PATIENCE, ended).await.unwrap().unwrap();
+    drop((half, line, unread));
+    let node = setup.start();
+    let records = crate::client::read_partition(&http, node.url(), "stuck", 0);
+    let records = tokio::time::timeout(Duration::from_secs(60), records).await.unwrap();
+    assert_eq!(records.len(), 20, "half a request writes nothing");
+    node.stop();
+}

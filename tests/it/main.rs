@@ -1,0 +1,17 @@
+//! Tests of a whole server in this process, over HTTP.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code fails by panicking")]
+#![allow(clippy::indexing_slicing, clippy::panic, reason = "test code fails by panicking")]
+
+mod damage;
+mod openapi;
+mod ops;
+mod pressure;
+mod retention;
+mod support;
+mod v1_contract;
+mod v1_limits;
+mod v1_produce;
+mod v1_read;
+mod v1_streams;
+mod v1_topics;
+mod v2;

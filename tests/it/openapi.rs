@@ -1,0 +1,100 @@
+//! The API document is what is committed, and what the router does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::support::{Reply, Server};
+
+const METHODS: [&str; 5] = ["get", "put", "post", "delete", "patch"];
+
+fn document() -> Value {
+    serde_json::from_str(&eddyline::api::openapi::json()).unwrap()
+}
+
+/// The methods of each path, in upper case.
+fn operations() -> BTreeMap<String, BTreeSet<String>> {
+    let document = document();
+    let paths = document["paths"].as_object().unwrap().iter();
+    paths
+        .map(|(path, item)| {
+            let methods = METHODS.iter().filter(|method| item.get(**method).is_some());
+            (path.clone(), methods.map(|method| method.to_uppercase()).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn the_committed_document_is_the_generated_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi/eddyline.json");
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    // Not `assert_eq`, which would print both documents.
+    assert!(
+        committed == eddyline::api::openapi::json(),
+        "the committed document is old; run: eddyline openapi > openapi/eddyline.json"
+    );
+}
+
+#[test]
+fn every_operation_has_a_name_of_its_own_and_every_reference_leads_somewhere() {
+    let document = document();
+    let mut names = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in METHODS {
+            let Some(operation) = item.get(method) else { continue };
+            let name = operation["operationId"].as_str().unwrap_or_default().to_owned();
+            assert!(!name.is_empty() && names.insert(name.clone()), "{method} {path}: {name}");
+            assert!(operation["tags"].as_array().is_some_and(|tags| !tags.is_empty()), "{path}");
+        }
+    }
+    let text = document.to_string();
+    for reference in text.split(r##""$ref":"#"##).skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer} leads nowhere");
+    }
+}
+
+/// Every path constant of the API layer: what the router's paths are made of.
+fn path_constants(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path: PathBuf = entry.unwrap().path();
+        if path.is_dir() {
+            path_constants(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let constants = text.lines().filter_map(|line| {
+                let (name, value) = line.split_once(": &str = \"/")?;
+                name.contains("const ").then(|| format!("/{}", value.trim_end_matches("\";")))
+            });
+            found.extend(constants);
+        }
+    }
+}
+
+#[test]
+fn every_path_of_the_router_is_described() {
+    let mut constants = BTreeSet::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api");
+    path_constants(&folder, &mut constants);
+    let described: BTreeSet<String> = operations().into_keys().collect();
+    assert!(constants.len() > 10, "{constants:?}");
+    assert_eq!(constants, described);
+}
+
+#[tokio::test]
+async fn every_described_path_has_exactly_the_described_methods() {
+    let server = Server::start().await;
+    for (path, methods) in operations() {
+        let concrete =
+            path.replace("{partition}", "0").replace("{topic}", "t").replace("{file}", "f");
+        let reply = Reply::of(server.request(Method::OPTIONS, &concrete)).await;
+        let allow = reply.header("allow").unwrap_or_default();
+        let mut allowed: BTreeSet<String> =
+            allow.split(',').map(|method| method.trim().to_owned()).collect();
+        allowed.remove("HEAD");
+        assert_eq!(allowed, methods, "{path}");
+    }
+    server.stop().await;
+}

@@ -1,0 +1,204 @@
+//! What a topic's configuration and the limits say about records, on every face that writes.
+
+use eddyline::clock::SystemClock;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{Reply, Server};
+
+const RECORDS: &str = "/v1/topics/t/records";
+const JSON: &str = "application/json";
+const NDJSON: &str = "application/x-ndjson";
+const V2_JSON: &str = "application/vnd.kafka.json.v2+json";
+const V2_BINARY: &str = "application/vnd.kafka.binary.v2+json";
+
+async fn put(server: &Server, configs: Value) {
+    let body = json!({"partitions": 1, "configs": configs}).to_string();
+    let reply = Reply::of(server.request(Method::PUT, "/v1/topics/t").body(body)).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+}
+
+async fn post(server: &Server, path: &str, content_type: &str, body: impl Into<String>) -> Reply {
+    let request = server.request(Method::POST, path).header("content-type", content_type);
+    Reply::of(request.body(body.into())).await
+}
+
+async fn records(server: &Server, query: &str) -> Vec<Value> {
+    let reply = Reply::of(server.request(Method::GET, &format!("{RECORDS}{query}"))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["records"].as_array().unwrap().clone()
+}
+
+fn now() -> i64 {
+    SystemClock::shared().now().as_millis()
+}
+
+#[tokio::test]
+async fn with_log_append_time_the_servers_clock_counts_and_no_other() {
+    let server = Server::start().await;
+    put(&server, json!({"message.timestamp.type": "LogAppendTime"})).await;
+    let before = now();
+    let far = i64::MAX / 2;
+    let body = format!(r#"[{{"value":0,"timestamp":5}},{{"value":1,"timestamp":{far}}}]"#);
+    let one = post(&server, RECORDS, JSON, body).await;
+    assert_eq!(one.status, 200, "what clients claim is not even checked: {}", one.text());
+    let two = post(&server, RECORDS, NDJSON, "{\"value\":2,\"timestamp\":6}\n").await;
+    let v2 =
+        post(&server, "/topics/t", V2_JSON, r#"{"records":[{"value":3,"timestamp":7}]}"#).await;
+    assert_eq!(v2.json()["offsets"][0]["offset"], 3);
+    let after = now();
+    let told = |report: &Value| report["timestamp"].as_i64().unwrap();
+    let told =
+        [told(&one.json()["records"][0]), told(&one.json()["records"][1]), told(&two.json())];
+    let check = async |server: &Server| {
+        let read = records(server, "").await;
+        let times: Vec<_> = read.iter().map(|r| r["timestamp"].as_i64().unwrap()).collect();
+        assert_eq!(times[..3], told, "the report says what readers see");
+        assert!(times.iter().all(|time| (before..=after).contains(time)), "{times:?}");
+        assert!(times.is_sorted(), "{times:?}");
+        let none = records(server, "?from=2100-01-01T00:00:00Z").await;
+        assert_eq!(none.len(), 0, "the claimed time is nowhere");
+    };
+    check(&server).await;
+    let server = Server::start_in(server.halt().await, &[]).await;
+    check(&server).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn timestamps_outside_of_the_topics_range_are_refused() {
+    let server = Server::start().await;
+    let range = json!({"message.timestamp.after.max.ms": 60_000,
+        "message.timestamp.before.max.ms": 600_000});
+    put(&server, range).await;
+    let (ahead, behind, inside) = (now() + 3_600_000, now() - 3_600_000, now() - 60_000);
+    for bad in [ahead, behind] {
+        let body = format!(r#"[{{"value":1}},{{"value":2,"timestamp":{bad}}}]"#);
+        let reply = post(&server, RECORDS, JSON, body).await;
+        assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (422, &json!("invalid_body")));
+        assert_eq!(reply.json()["errors"][0]["pointer"], "/1/timestamp");
+        let body = format!(r#"{{"records":[{{"value":2,"timestamp":{bad}}}]}}"#);
+        assert_eq!(post(&server, "/topics/t", V2_JSON, body).await.status, 422);
+        let raw = post(&server, &format!("{RECORDS}?timestamp={bad}"), "text/plain", "x").await;
+        assert_eq!(raw.status, 422);
+        let line = format!("{{\"value\":1,\"timestamp\":{bad}}}\n");
+        let report = post(&server, RECORDS, NDJSON, line).await.json();
+        assert_eq!(report["error"]["code"], "invalid_body");
+    }
+    assert_eq!(records(&server, "").await.len(), 0, "what is refused is not written");
+    let body = format!(r#"{{"value":3,"timestamp":{inside}}}"#);
+    assert_eq!(post(&server, RECORDS, JSON, body).await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_above_the_topics_limit_is_refused_on_every_face() {
+    let server = Server::start().await;
+    put(&server, json!({"max.message.bytes": 2000})).await;
+    let large = "x".repeat(2000);
+    let reply =
+        post(&server, RECORDS, JSON, format!(r#"[{{"value":1}},{{"value":"{large}"}}]"#)).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (413, &json!("too_large")));
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("max.message.bytes") && detail.contains("2000"), "{detail}");
+    let raw = post(&server, RECORDS, "text/plain", large.clone()).await;
+    assert_eq!(raw.status, 413);
+    let lines = format!("{{\"value\":1}}\n{{\"value\":\"{large}\"}}\n{{\"value\":2}}\n");
+    let lines = post(&server, RECORDS, NDJSON, lines).await;
+    let reports: Vec<Value> =
+        lines.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(reports[1]["error"]["code"], "too_large");
+    assert_eq!((&reports[0]["offset"], &reports[2]["offset"]), (&json!(0), &json!(1)));
+    let v2 = format!(r#"{{"records":[{{"value":1}},{{"value":"{large}"}}]}}"#);
+    let v2 = post(&server, "/topics/t", V2_JSON, v2).await;
+    assert_eq!((v2.status.as_u16(), &v2.json()["error_code"]), (413, &json!(413)));
+    assert_eq!(records(&server, "").await.len(), 2);
+    let fits = post(&server, RECORDS, "text/plain", "x".repeat(1500)).await;
+    assert_eq!(fits.status, 200, "{}", fits.text());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn base64_that_was_cut_off_is_refused_on_every_face() {
+    let server = Server::start().await;
+    put(&server, json!({})).await;
+    for bad in ["QQ", "QQ=", "QUI", "Q", "QR==", "QQ==\\n", "Q-==", "QQ== ", "QQ==QQ=="] {
+        for body in [
+            format!(r#"{{"value":"{bad}","encoding":"base64"}}"#),
+            format!(r#"{{"value":1,"key":{{"base64":"{bad}"}}}}"#),
+            format!(r#"{{"value":1,"headers":[["h",{{"base64":"{bad}"}}]]}}"#),
+        ] {
+            let reply = post(&server, RECORDS, JSON, body.clone()).await;
+            assert_eq!(reply.status, 400, "{body}: {}", reply.text());
+            let report = post(&server, RECORDS, NDJSON, body.clone()).await.json();
+            assert_eq!(report["error"]["code"], "invalid_request", "{body}");
+        }
+        for record in [
+            format!(r#"{{"value":"{bad}"}}"#),
+            format!(r#"{{"key":"{bad}"}}"#),
+            format!(r#"{{"headers":[{{"key":"h","value":"{bad}"}}]}}"#),
+        ] {
+            let body = format!(r#"{{"records":[{record}]}}"#);
+            let reply = post(&server, "/topics/t", V2_BINARY, body).await;
+            assert_eq!(reply.status, 400, "{record}: {}", reply.text());
+        }
+    }
+    assert_eq!(records(&server, "").await.len(), 0, "nothing was written");
+    let reply = post(&server, RECORDS, JSON, r#"{"value":"QQ==","encoding":"base64"}"#).await;
+    assert_eq!(reply.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn reading_by_time_finds_the_first_record_in_offset_order_that_is_not_older() {
+    let server = Server::start().await;
+    put(&server, json!({})).await;
+    // Out of order on purpose: 1970-01-01T00:00:01Z is 1000.
+    for time in [500, 2000, 1000, 3000, 10] {
+        let body = format!(r#"{{"value":{time},"timestamp":{time}}}"#);
+        assert_eq!(post(&server, RECORDS, JSON, body).await.status, 200);
+    }
+    let values = async |from: &str| {
+        let read = records(&server, &format!("?from={from}")).await;
+        read.iter().map(|record| record["value"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(values("1970-01-01T00:00:01Z").await, [2000, 1000, 3000, 10]);
+    assert_eq!(values("1970-01-01T00:00:02.0001Z").await, [3000, 10]);
+    assert_eq!(values("1970-01-01T01:00:03%2B01:00").await, [3000, 10]);
+    assert_eq!(values("1969-12-31T00:00:00Z").await, [500, 2000, 1000, 3000, 10]);
+    assert_eq!(values("2026-01-01T00:00:00Z").await, [0_u64; 0]);
+    for bad in ["2026-01-01", "noon", "1970-01-01T00:00:01"] {
+        let path = format!("{RECORDS}?from={bad}");
+        let reply = Reply::of(server.request(Method::GET, &path)).await;
+        assert_eq!(
+            (reply.status.as_u16(), &reply.json()["error_code"]),
+            (400, &json!(400)),
+            "{bad}"
+        );
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_comes_too_slowly_is_given_up_with_a_problem() {
+    let server = Server::start_with(&[("http.request_timeout", "200ms")]).await;
+    let address = server.url().trim_start_matches("http://");
+    for content_type in [JSON, "text/plain"] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST {RECORDS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-type: {content_type}\r\ncontent-length: 100\r\n\r\n{{\"val"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(answer.contains(r#""code":"request_timeout""#), "{answer}");
+        assert!(answer.contains(r#""retriable":true"#), "{answer}");
+    }
+    let shown = Reply::of(server.request(Method::GET, "/v1/topics/t")).await;
+    assert_eq!(shown.status, 404, "nothing was created");
+    server.stop().await;
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Installs what `make test` needs where that is possible, and says what will be skipped and why.
+set -euo pipefail
+
+# install COMMAND PACKAGE: installs the package with apt when the command is missing.
+install() {
+  command -v "$1" >/dev/null 2>&1 && return 0
+  local apt=(apt-get)
+  if ! command -v apt-get >/dev/null 2>&1; then
+    echo "prepare: $1 is missing and there is no apt-get to install it with" >&2
+    return 1
+  fi
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null || {
+      echo "prepare: $1 is missing and installing $2 needs root" >&2
+      return 1
+    }
+    apt=(sudo -n env DEBIAN_FRONTEND=noninteractive apt-get)
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  "${apt[@]}" -o DPkg::Lock::Timeout=400 update -qq
+  "${apt[@]}" -o DPkg::Lock::Timeout=400 install -y -qq "$2" >/dev/null
+}
+
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "prepare: cargo is missing; install Rust from https://rustup.rs" >&2
+  exit 1
+fi
+# SQLite, zstd and the TLS library are compiled from bundled C sources.
+install cc build-essential
+
+flights="${EDDYLINE_SHARED:-}/data/flights.ndjson.gz"
+if [ -f "$flights" ]; then
+  echo "prepare: the whole flights file is tested too ($flights)"
+else
+  echo "prepare: skipped, the whole flights file: there is no data/flights.ndjson.gz in" \
+    "'${EDDYLINE_SHARED:-}' (set SHARED); its excerpt in tests/data is tested"
+fi
