@@ -5,12 +5,15 @@
 SHARED ?= ../shared
 export EDDYLINE_SHARED := $(abspath $(SHARED))
 
-.PHONY: test lint bench openapi run
+.PHONY: test prepare lint bench openapi run
 
 # Everything that can fail: unit tests, house rules, every endpoint, crash tests, OpenAPI drift.
-test:
-	@tests/prepare.sh
+test: prepare
 	cargo test
+
+# Installs what the tests need, and says what will be skipped and why.
+prepare:
+	@tests/prepare.sh
 
 lint:
 	cargo fmt --check
