@@ -29,6 +29,12 @@ pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 /// Media type that `curl -d` sends unasked.
 pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
 
+/// Bytes of a refused body that are read and thrown away.
+const DISCARDED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long they are read.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
+
 /// The methods that resources have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
@@ -104,13 +110,17 @@ pub(crate) async fn path_parameter(parts: &mut Parts) -> Option<String> {
 ///
 /// # Errors
 /// `too_large`, `request_timeout`, and `invalid_request` when it ends early.
-pub(crate) async fn read_body(state: &State, body: Body) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_body(state: &State, mut body: Body) -> Result<Bytes, ApiError> {
     let limit = state.config.max_body_bytes;
     let announced = body.size_hint().lower();
     if usize::try_from(announced).map_or(true, |bytes| bytes > limit) {
         return Err(body_too_large(announced, limit));
     }
-    match within(state.config.request_timeout, collect(body, limit)).await {
+    match within(state.config.request_timeout, collect(&mut body, limit)).await {
+        Ok(Err(error)) if error.code() == Code::TooLarge => {
+            state.tasks.spawn(discard(body));
+            Err(error)
+        }
         Ok(read) => read,
         Err(_) => Err(ApiError::new(
             Code::RequestTimeout,
@@ -140,8 +150,24 @@ fn body_too_large(bytes: u64, limit: usize) -> ApiError {
     ApiError::new(Code::TooLarge, detail)
 }
 
-async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let Some(first) = next_data(&mut body).await? else {
+/// Reads on for a while from a body that was refused, so that its sender, who may look at the
+/// answer only between two writes, finds it before the connection is closed under them.
+async fn discard(mut body: Body) {
+    let reading = async {
+        let mut discarded = 0;
+        while discarded < DISCARDED_BYTES_MAX {
+            match next_data(&mut body).await {
+                Ok(Some(data)) => discarded += data.len(),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // Whoever is slower than this learns it from the closed connection.
+    drop(tokio::time::timeout(DISCARD_TIME_MAX, reading).await);
+}
+
+async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
+    let Some(first) = next_data(body).await? else {
         return Ok(Bytes::new());
     };
     // A small body arrives at once and is not copied.
@@ -156,7 +182,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, ApiError> {
             return Err(body_too_large((whole.len() + data.len()) as u64, limit));
         }
         whole.extend_from_slice(&data);
-        next = next_data(&mut body).await?;
+        next = next_data(body).await?;
     }
     Ok(whole.into())
 }

@@ -202,3 +202,24 @@ async fn a_body_that_comes_too_slowly_is_given_up_with_a_problem() {
     assert_eq!(shown.status, 404, "nothing was created");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_sender_that_looks_up_only_at_the_end_still_finds_out_why_it_was_refused() {
+    let server = Server::start_with(&[("http.max_body_bytes", "64 KiB")]).await;
+    let address = server.url().strip_prefix("http://").unwrap().to_owned();
+    let mut socket = TcpStream::connect(&address).await.unwrap();
+    let head = "POST /v1/topics/t/records HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    // Far more than the sockets buffer, written to the end before anything is read.
+    let chunk = [b"10000\r\n".as_slice(), &[b'x'; 0x10000], b"\r\n"].concat();
+    for _ in 0..256 {
+        socket.write_all(&chunk).await.unwrap();
+    }
+    socket.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+    drop(socket);
+    server.stop().await;
+}
