@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
+use crate::broker::{ProduceError, Topic, TopicError};
 
 /// Media type of answers.
 pub(crate) const JSON: &str = "application/json";
@@ -143,6 +144,26 @@ pub(crate) async fn within<F: Future>(
         Some(output) => Ok(output),
         None => tokio::time::timeout(limit, future).await,
     }
+}
+
+/// Finds the topic that a request writes to, creating it where that is allowed, in the time that a
+/// request may take. A creation that is cut off is finished by the next request, or at the next
+/// start.
+///
+/// # Errors
+/// Those of [`Broker::topic_for_produce`]; "outcome unknown" when the time is over.
+///
+/// [`Broker::topic_for_produce`]: crate::broker::Broker::topic_for_produce
+pub(crate) async fn topic_to_write(
+    state: &State,
+    name: &str,
+    partition: Option<u32>,
+) -> Result<Arc<Topic>, ProduceError> {
+    let found = state.broker.topic_for_produce(&state.principal, name, partition);
+    within(state.config.request_timeout, found).await.unwrap_or_else(|_| {
+        let detail = "creating the topic took too long".to_owned();
+        Err(TopicError::OutcomeUnknown(detail).into())
+    })
 }
 
 fn body_too_large(bytes: u64, limit: usize) -> ApiError {

@@ -4,6 +4,7 @@
 //! lock a request and partition. The proposer takes whole batches; checksums are made outside the
 //! lock.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +53,7 @@ impl fmt::Debug for Partition {
 #[derive(Default)]
 struct Accumulator {
     /// Batches that had no room for another request, oldest first.
-    full: Vec<OpenBatch>,
+    full: VecDeque<OpenBatch>,
     open: Option<OpenBatch>,
     /// Whether the partition is on the proposer's dirty list.
     listed: bool,
@@ -164,8 +165,9 @@ impl Partition {
     pub(crate) fn take_batches(&self, bytes_max: usize, taken: &mut Vec<OpenBatch>) -> bool {
         let mut accumulator = self.open.lock();
         let mut bytes = 0;
-        while bytes < bytes_max && !accumulator.full.is_empty() {
-            let batch = accumulator.full.remove(0);
+        while bytes < bytes_max
+            && let Some(batch) = accumulator.full.pop_front()
+        {
             bytes += batch.builder.bytes();
             taken.push(batch);
         }

@@ -90,6 +90,8 @@ async fn writes_to_a_disk_that_hangs_end_with_an_unknown_outcome_and_reads_go_on
     }
     let put = http.put(format!("{url}/v1/topics/other")).json(&json!({"partitions": 1}));
     assert_unknown(put.send().await.unwrap()).await;
+    // A topic that the first record creates cannot be waited for either.
+    assert_unknown(produce(&http, &url, "new", 0).await).await;
     let v2 = json!({"records": [{"value": 4}]});
     let v2 = http.post(format!("{url}/topics/slow/partitions/0")).body(v2.to_string());
     let v2 = v2.header("content-type", "application/vnd.kafka.json.v2+json");

@@ -17,7 +17,7 @@ use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code, Fault, Problem};
 use crate::api::http::{
     FORM, JSON, MediaType, NDJSON, bad_parameter, json, negotiate, query, read_body,
-    unknown_parameter,
+    topic_to_write, unknown_parameter,
 };
 use crate::api::json::records_in::{self, Form};
 use crate::api::v1::{name_to_write, stream};
@@ -145,7 +145,7 @@ pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Respo
                 return Err(ApiError::invalid_request(detail));
             }
             let name = name_to_write(&mut parts).await?;
-            let topic = state.broker.topic_for_produce(&state.principal, &name, None).await?;
+            let topic = topic_to_write(&state, &name, None).await?;
             let awaits_continue = parts.headers.contains_key(header::EXPECT);
             Ok(stream::answer(&state, topic, body, awaits_continue).await)
         }
@@ -253,9 +253,7 @@ async fn write(
     let records_in::Body { form, records } = body;
     let name = name_to_write(parts).await?;
     let highest = records.iter().filter_map(|record| record.partition).max();
-    let appending = state
-        .broker
-        .topic_for_produce(&state.principal, &name, highest.map(PartitionId::get))
+    let appending = topic_to_write(state, &name, highest.map(PartitionId::get))
         .await
         .and_then(|topic| state.broker.produce(&state.principal, &topic, &records))
         .map_err(|error| refused(error, form, &records))?;

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Code, Fault};
-use crate::api::http::read_body;
+use crate::api::http::{read_body, topic_to_write};
 use crate::api::v2::{answer_type, json, partition_not_found, partition_of, topic_of};
 use crate::api::v2::{body, media};
 use crate::broker::{Acknowledged, AppendError, ProduceError, Topic, TopicError};
@@ -197,7 +197,7 @@ async fn produce(
         let highest = records.iter().filter_map(|record| record.partition).max();
         let highest = highest.max(target.partition).map(PartitionId::get);
         let broker = &state.broker;
-        let topic = broker.topic_for_produce(&state.principal, target.topic, highest).await;
+        let topic = topic_to_write(state, target.topic, highest).await;
         let missing = |topic: &Topic| {
             target.partition.is_some_and(|partition| topic.partition(partition.get()).is_none())
         };
