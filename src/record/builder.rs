@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::record::header::{BATCH_BYTES_MAX, HeaderFields, write_header, write_max_timestamp};
+use crate::record::varint::Numbers;
 use crate::record::{Attributes, BatchHeader, Compression, Error, HEADER_BYTES, compress, varint};
 use crate::types::{Timestamp, TimestampType};
 
@@ -129,13 +130,16 @@ impl BatchBuilder {
 
         let out = &mut self.bytes;
         out.reserve(varint::I32_BYTES_MAX + body);
-        varint::put(out, length);
-        out.push(0);
-        varint::put(out, timestamp_delta);
-        varint::put(out, i64::from(delta));
-        put_nullable(out, record.key);
+        let mut head = Numbers::default();
+        head.put(length);
+        head.byte(0);
+        head.put(timestamp_delta);
+        head.put(i64::from(delta));
+        head.put(nullable_length(record.key));
+        out.extend_from_slice(head.bytes());
+        out.extend_from_slice(record.key.unwrap_or_default());
         put_nullable(out, record.value);
-        put_len(out, record.headers.len());
+        varint::put(out, i64::try_from(record.headers.len()).unwrap_or(i64::MAX));
         for header in record.headers {
             put_nullable(out, Some(header.name.as_bytes()));
             put_nullable(out, header.value);
@@ -283,21 +287,17 @@ fn length_len(length: usize) -> usize {
     i64::try_from(length).map_or(usize::MAX, varint::len)
 }
 
+/// Returns the length that stands before bytes, -1 for null. `push` has checked that all lengths of
+/// a record together are below 2 GiB.
 #[inline]
-fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
-    match bytes {
-        Some(bytes) => {
-            put_len(out, bytes.len());
-            out.extend_from_slice(bytes);
-        }
-        None => varint::put(out, -1),
-    }
+fn nullable_length(bytes: Option<&[u8]>) -> i64 {
+    bytes.map_or(-1, |bytes| i64::try_from(bytes.len()).unwrap_or(i64::MAX))
 }
 
-/// Appends a length. `push` has checked that all of them together are below 2 GiB.
 #[inline]
-fn put_len(out: &mut Vec<u8>, length: usize) {
-    varint::put(out, i64::try_from(length).unwrap_or(i64::MAX));
+fn put_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    varint::put(out, nullable_length(bytes));
+    out.extend_from_slice(bytes.unwrap_or_default());
 }
 
 #[cfg(test)]

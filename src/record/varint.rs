@@ -22,6 +22,55 @@ pub fn put(out: &mut Vec<u8>, value: i64) {
     }
 }
 
+/// A few numbers that are appended at once: growing a vector byte by byte costs more than the
+/// bytes.
+#[derive(Debug)]
+pub struct Numbers {
+    bytes: [u8; Self::BYTES_MAX],
+    len: usize,
+}
+
+impl Default for Numbers {
+    #[inline]
+    fn default() -> Self {
+        Self { bytes: [0; Self::BYTES_MAX], len: 0 }
+    }
+}
+
+impl Numbers {
+    /// Room for four numbers and some bytes.
+    const BYTES_MAX: usize = 48;
+
+    /// Adds a number.
+    #[inline]
+    pub fn put(&mut self, value: i64) {
+        let mut zigzag = zigzag(value);
+        while zigzag >= 0x80 {
+            let [low, ..] = zigzag.to_le_bytes();
+            self.byte(low | 0x80);
+            zigzag >>= 7;
+        }
+        let [low, ..] = zigzag.to_le_bytes();
+        self.byte(low);
+    }
+
+    /// Adds a byte as it is.
+    #[inline]
+    pub fn byte(&mut self, byte: u8) {
+        debug_assert!(self.len < Self::BYTES_MAX, "too many numbers");
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+            self.len += 1;
+        }
+    }
+
+    /// Returns the encoded numbers.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
 /// Returns the bytes that [`put`] appends, 1 to 10.
 #[inline]
 pub fn len(value: i64) -> usize {
@@ -181,6 +230,18 @@ mod tests {
                 let mut rest = &bytes[..];
                 prop_assert_eq!(take_i32(&mut rest), i32::try_from(value).ok());
             }
+        }
+
+        #[test]
+        fn numbers_put_together_are_the_same_as_one_by_one(values: [i64; 4], shift in 0..64_u32) {
+            let (mut together, mut one_by_one) = (Numbers::default(), Vec::new());
+            for value in values {
+                together.put(value >> shift);
+                put(&mut one_by_one, value >> shift);
+            }
+            together.byte(7);
+            one_by_one.push(7);
+            prop_assert_eq!(together.bytes(), &one_by_one[..]);
         }
     }
 }

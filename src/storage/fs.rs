@@ -104,6 +104,11 @@ pub trait File: fmt::Debug + Send + Sync {
     /// The operating system's; never retried, the bytes may be lost although they read back.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Asks the operating system to start writing a range back, and does not wait: a later
+    /// [`File::sync_data`] then finds little to do. A hint that makes nothing durable; what goes
+    /// wrong with it shows at the sync.
+    fn start_write_back(&self, position: u64, len: u64);
+
     /// Cuts or extends (with zeros) the file.
     ///
     /// # Errors

@@ -72,9 +72,11 @@ pub(crate) fn parse_body(body: &[u8], records_max: usize) -> Result<Body<'_>, Ap
 /// As [`parse_body`]; pointers start at the record.
 pub(crate) fn parse_line(line: &[u8]) -> Result<ProduceRecord<'_>, ApiError> {
     let mut scanner = Scanner::new(utf8(line)?);
-    match record_or_fault(&mut scanner).and_then(|record| scanner.end().map(|()| record)) {
-        Ok(Ok(record)) => Ok(record),
-        Ok(Err(fault)) => Err(fault.error("")),
+    let mut record = ProduceRecord::default();
+    let read = record_or_fault(&mut scanner, &mut record);
+    match read.and_then(|fault| scanner.end().map(|()| fault)) {
+        Ok(None) => Ok(record),
+        Ok(Some(fault)) => Err(fault.error("")),
         Err(error) => Err(syntax(error)),
     }
 }
@@ -123,7 +125,7 @@ impl RecordError {
 /// Reading a record fails in two ways: the text is not JSON, or the record is not acceptable.
 enum Failure {
     Syntax(SyntaxError),
-    Record(RecordError),
+    Record(Box<RecordError>),
 }
 
 impl From<SyntaxError> for Failure {
@@ -134,7 +136,7 @@ impl From<SyntaxError> for Failure {
 
 impl From<RecordError> for Failure {
     fn from(error: RecordError) -> Self {
-        Self::Record(error)
+        Self::Record(Box::new(error))
     }
 }
 
@@ -214,9 +216,12 @@ impl<'a> BodyReader<'a> {
             // Only counted from here on: the answer names how many there were.
             return scanner.skip_container();
         }
-        match record_or_fault(scanner)? {
-            Ok(record) => self.records.push(record),
-            Err(fault) => self.fault(form, fault),
+        // Read where it stays: a record is a hundred bytes, and this is the hot path.
+        self.records.push(ProduceRecord::default());
+        let Some(record) = self.records.last_mut() else { return Ok(()) };
+        if let Some(fault) = record_or_fault(scanner, record)? {
+            self.records.pop();
+            self.fault(form, fault);
         }
         Ok(())
     }
@@ -254,20 +259,21 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// Reads a record; when it is not acceptable, goes on to its end all the same, so that what follows
-/// can be read.
+/// Reads a record into an empty one; when it is not acceptable, says why and goes on to its end all
+/// the same, so that what follows can be read.
 fn record_or_fault<'a>(
     scanner: &mut Scanner<'a>,
-) -> Result<Result<ProduceRecord<'a>, RecordError>, SyntaxError> {
+    record: &mut ProduceRecord<'a>,
+) -> Result<Option<RecordError>, SyntaxError> {
     scanner.peek();
     let start = scanner.at();
-    match record(scanner) {
-        Ok(record) => Ok(Ok(record)),
+    match read_record(scanner, record) {
+        Ok(()) => Ok(None),
         Err(Failure::Syntax(error)) => Err(error),
         Err(Failure::Record(error)) => {
             scanner.rewind(start);
             scanner.skip_container()?;
-            Ok(Err(error))
+            Ok(Some(*error))
         }
     }
 }
@@ -317,13 +323,15 @@ fn member(scanner: &mut Scanner<'_>, seen: u8) -> Result<u8, Failure> {
     }
 }
 
-fn record<'a>(scanner: &mut Scanner<'a>) -> Result<ProduceRecord<'a>, Failure> {
+fn read_record<'a>(
+    scanner: &mut Scanner<'a>,
+    record: &mut ProduceRecord<'a>,
+) -> Result<(), Failure> {
     if scanner.peek() != Some(b'{') {
         scanner.value()?;
         return Err(RecordError::shape("", "expected an object: a record").into());
     }
     scanner.expect(b'{', "expected an object")?;
-    let mut record = ProduceRecord::default();
     let mut seen = 0_u8;
     let mut value = None;
     let mut encoding = Encoding::Json;
@@ -354,7 +362,7 @@ fn record<'a>(scanner: &mut Scanner<'a>) -> Result<ProduceRecord<'a>, Failure> {
         return Err(RecordError::shape("", detail).into());
     }
     record.value = value.map(|raw| encoding.decode(raw)).transpose()?;
-    Ok(record)
+    Ok(())
 }
 
 /// How a record's `value` stands for bytes.

@@ -296,6 +296,7 @@ fn answer(
     caller: &Caller,
 ) -> Response {
     let mut body = Vec::with_capacity(16 + outcomes.len() * OUTCOME_BYTES);
+    let mut writer = AcknowledgedWriter::default();
     body.extend_from_slice(b"{\"records\":[");
     let list_start = body.len() - 1;
     let mut first_error = None;
@@ -307,7 +308,7 @@ fn answer(
         match outcome {
             Ok(acknowledged) => {
                 written += 1;
-                push_acknowledged(&mut body, &acknowledged);
+                writer.push(&mut body, &acknowledged);
             }
             Err(error) => {
                 first_error = first_error.or(Some(error));
@@ -328,16 +329,32 @@ fn answer(
     }
 }
 
-/// Appends where a record was written, as JSON.
-pub(super) fn push_acknowledged(out: &mut Vec<u8>, acknowledged: &Acknowledged) {
-    let mut number = itoa::Buffer::new();
-    out.extend_from_slice(b"{\"partition\":");
-    out.extend_from_slice(number.format(acknowledged.partition.get()).as_bytes());
-    out.extend_from_slice(b",\"offset\":");
-    out.extend_from_slice(number.format(acknowledged.offset.get()).as_bytes());
-    out.extend_from_slice(b",\"timestamp\":");
-    out.extend_from_slice(number.format(acknowledged.timestamp.as_millis()).as_bytes());
-    out.push(b'}');
+/// Writes where records were written, as JSON. Records of a request nearly always have the same
+/// timestamp, whose text is kept.
+#[derive(Debug, Default)]
+pub(super) struct AcknowledgedWriter {
+    timestamp: Timestamp,
+    /// What follows the offset.
+    tail: Vec<u8>,
+}
+
+impl AcknowledgedWriter {
+    pub(super) fn push(&mut self, out: &mut Vec<u8>, acknowledged: &Acknowledged) {
+        let mut number = itoa::Buffer::new();
+        if self.tail.is_empty() || self.timestamp != acknowledged.timestamp {
+            self.timestamp = acknowledged.timestamp;
+            self.tail.clear();
+            self.tail.extend_from_slice(b",\"timestamp\":");
+            let timestamp = number.format(acknowledged.timestamp.as_millis());
+            self.tail.extend_from_slice(timestamp.as_bytes());
+            self.tail.push(b'}');
+        }
+        out.extend_from_slice(b"{\"partition\":");
+        out.extend_from_slice(number.format(acknowledged.partition.get()).as_bytes());
+        out.extend_from_slice(b",\"offset\":");
+        out.extend_from_slice(number.format(acknowledged.offset.get()).as_bytes());
+        out.extend_from_slice(&self.tail);
+    }
 }
 
 /// Appends why a record was not written, as JSON.
@@ -417,6 +434,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::types::Offset;
 
     #[test]
     fn the_content_type_decides_what_a_body_is() {
@@ -489,7 +507,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_status_tells_whether_all_some_or_none_were_written() {
-        let (partition, offset) = (PartitionId::ZERO, crate::types::Offset::ZERO);
+        let (partition, offset) = (PartitionId::ZERO, Offset::ZERO);
         let written = Ok(Acknowledged { partition, offset, timestamp: Timestamp::from_millis(5) });
         let unknown = Err(AppendError::OutcomeUnknown);
         for (outcomes, status) in [
@@ -518,15 +536,22 @@ mod tests {
     #[test]
     fn outcomes_are_written_compactly() {
         let mut out = Vec::new();
-        push_acknowledged(
-            &mut out,
-            &Acknowledged {
-                partition: PartitionId::ZERO,
-                offset: crate::types::Offset::ZERO,
-                timestamp: Timestamp::from_millis(5),
-            },
+        let mut writer = AcknowledgedWriter::default();
+        for (partition, offset, timestamp) in [(0, 0, 5), (7, 10, 5), (0, 1, -1), (0, 2, 5)] {
+            let acknowledged = Acknowledged {
+                partition: PartitionId::new(partition).unwrap(),
+                offset: Offset::new(offset).unwrap(),
+                timestamp: Timestamp::from_millis(timestamp),
+            };
+            writer.push(&mut out, &acknowledged);
+        }
+        let expected = concat!(
+            r#"{"partition":0,"offset":0,"timestamp":5}"#,
+            r#"{"partition":7,"offset":10,"timestamp":5}"#,
+            r#"{"partition":0,"offset":1,"timestamp":-1}"#,
+            r#"{"partition":0,"offset":2,"timestamp":5}"#,
         );
-        assert_eq!(out, br#"{"partition":0,"offset":0,"timestamp":5}"#);
+        assert_eq!(String::from_utf8_lossy(&out), expected);
         out.clear();
         push_error(&mut out, &AppendError::Overloaded.into());
         let error: serde_json::Value = serde_json::from_slice(&out).unwrap();

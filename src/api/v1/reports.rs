@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::api::error::ApiError;
-use crate::api::v1::produce::{push_acknowledged, push_error};
+use crate::api::v1::produce::{AcknowledgedWriter, push_error};
 use crate::broker::Acknowledged;
 use crate::types::{Offset, PartitionId, Timestamp};
 
@@ -145,12 +145,13 @@ impl ReportLines {
 
 fn take_lines(queue: &mut Queue) -> Vec<u8> {
     let mut lines = Vec::new();
+    let mut writer = AcknowledgedWriter::default();
     while lines.len() < CHUNK_BYTES {
         let Some(packed) = queue.packed.pop_front() else {
             break;
         };
         match unpack(&packed) {
-            Some(acknowledged) => push_acknowledged(&mut lines, &acknowledged),
+            Some(acknowledged) => writer.push(&mut lines, &acknowledged),
             None => {
                 let text = queue.errors.pop_front().unwrap_or_default();
                 queue.error_bytes -= text.len();

@@ -121,6 +121,13 @@ impl File for RealFile {
         self.0.sync_data()
     }
 
+    fn start_write_back(&self, position: u64, len: u64) {
+        // For dirty pages this advice means "write them", and pages that are being written stay in
+        // the cache. sync_file_range would say it more clearly, but has no safe binding.
+        let range = std::num::NonZeroU64::new(len);
+        let _hint = rustix::fs::fadvise(&self.0, position, range, rustix::fs::Advice::DontNeed);
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }

@@ -29,6 +29,9 @@ use crate::storage::log::view::{Entry, Shared};
 use crate::storage::log::{BATCH_BYTES_MAX, Error, recovery};
 use crate::types::{Offset, Timestamp, TopicConfig, TopicPartition};
 
+/// Bytes of a segment that are written back at a time.
+const WRITE_BACK_STEP: u64 = 1 << 20;
+
 /// A partition's log, owned by the one thread that writes it.
 #[derive(Debug)]
 pub struct PartitionLog {
@@ -431,6 +434,9 @@ fn write_pending(writer: &mut Writer, to_sync: &mut ToSync) -> Result<(), Error>
     let pending_bytes = u64::try_from(writer.pending_bytes()).unwrap_or(u64::MAX);
     let position = writer.state.len.saturating_sub(pending_bytes);
     let written = write_batches(file.as_ref(), &writer.pending, position);
+    if written.is_ok() {
+        start_write_back(file.as_ref(), position, pending_bytes);
+    }
     segment.end_write();
     written.map_err(|source| failed("write", source))?;
     for batch in writer.pending.drain(..) {
@@ -449,6 +455,16 @@ fn make_room_for(segment: &Segment) -> io::Result<()> {
     match fs.remove_file(&segment.path(FileKind::Log)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Starts writing back the steps that a write filled up, so that the disk has an even load: the
+/// syncs of the write-ahead log would wait behind all that a checkpoint finds unwritten.
+fn start_write_back(file: &dyn File, position: u64, written: u64) {
+    let step = |position: u64| position - position % WRITE_BACK_STEP;
+    let (from, to) = (step(position), step(position.saturating_add(written)));
+    if from < to {
+        file.start_write_back(from, to - from);
     }
 }
 
