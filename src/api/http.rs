@@ -17,6 +17,7 @@ use http_body_util::BodyExt;
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
 use crate::broker::{ProduceError, Topic, TopicError};
+use crate::metrics::RouteMetrics;
 
 /// Media type of answers.
 pub(crate) const JSON: &str = "application/json";
@@ -82,15 +83,45 @@ where
     F: Fn(Arc<State>, Request) -> Answer + Clone + Send + Sync + 'static,
     Answer: Future<Output = Result<Response, ApiError>> + Send + 'static,
 {
-    let (verb, pattern) = name;
-    let metrics = Arc::new(state.metrics.http.route(verb.name(), pattern));
-    let state = Arc::clone(state);
-    on(verb.filter(), move |request: Request| {
+    let endpoint = Endpoint::new(state, name, caller, handler);
+    on(name.0.filter(), move |request| endpoint.call(request))
+}
+
+/// A handler with what surrounds it, see [`route`].
+#[derive(Clone)]
+pub(crate) struct Endpoint<F> {
+    state: Arc<State>,
+    metrics: Arc<RouteMetrics>,
+    caller: fn(&HeaderMap) -> Caller,
+    handler: F,
+}
+
+impl<F, Answer> Endpoint<F>
+where
+    F: Fn(Arc<State>, Request) -> Answer,
+    Answer: Future<Output = Result<Response, ApiError>> + Send + 'static,
+{
+    /// Surrounds a handler.
+    pub(crate) fn new(
+        state: &Arc<State>,
+        (verb, pattern): (Verb, &'static str),
+        caller: fn(&HeaderMap) -> Caller,
+        handler: F,
+    ) -> Self {
+        let metrics = Arc::new(state.metrics.http.route(verb.name(), pattern));
+        Self { state: Arc::clone(state), metrics, caller, handler }
+    }
+
+    /// Answers a request.
+    pub(crate) fn call(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Response> + Send + 'static + use<F, Answer> {
+        let (state, metrics) = (Arc::clone(&self.state), Arc::clone(&self.metrics));
         let started = state.clock.monotonic();
-        let caller = caller(request.headers());
+        let caller = (self.caller)(request.headers());
         metrics.request_bytes.add(request.body().size_hint().exact().unwrap_or(0));
-        let answer = handler(Arc::clone(&state), request);
-        let (state, metrics) = (Arc::clone(&state), Arc::clone(&metrics));
+        let answer = (self.handler)(Arc::clone(&state), request);
         async move {
             let response = answer.await.unwrap_or_else(|error| error.respond(&caller));
             metrics.response_bytes.add(response.body().size_hint().exact().unwrap_or(0));
@@ -98,7 +129,15 @@ where
             metrics.observe(response.status().as_u16(), elapsed);
             response
         }
-    })
+    }
+}
+
+/// Returns the topic that a path names, which is what follows `topics`, percent-decoded once;
+/// `None` when what it decodes to is not text, which no name is. Asks the path and not the router,
+/// which has not seen every request (see [`hot`](crate::api::hot)).
+pub(crate) fn topic_in_path(uri: &Uri) -> Option<Cow<'_, str>> {
+    let mut segments = uri.path().split('/').skip_while(|segment| *segment != "topics");
+    decode_escapes(segments.nth(1)?, b'+')
 }
 
 /// Returns the path's one parameter, percent-decoded; `None` when what it decodes to is not text,
@@ -249,26 +288,28 @@ pub(crate) fn query(uri: &Uri) -> Result<Vec<Pair<'_>>, ApiError> {
 }
 
 fn percent_decode(text: &str) -> Result<Cow<'_, str>, ApiError> {
-    if memchr::memchr2(b'%', b'+', text.as_bytes()).is_none() {
-        return Ok(Cow::Borrowed(text));
-    }
     let refuse = || ApiError::invalid_request(format!("the query has a bad escape in '{text}'"));
+    decode_escapes(text, b' ').ok_or_else(refuse)
+}
+
+/// Decodes `%xx`, and `+` to `plus`; `None` when an escape is none or the bytes are not UTF-8.
+fn decode_escapes(text: &str, plus: u8) -> Option<Cow<'_, str>> {
+    if memchr::memchr2(b'%', b'+', text.as_bytes()).is_none() {
+        return Some(Cow::Borrowed(text));
+    }
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
-            b'+' => b' ',
+            b'+' => plus,
             b'%' => {
                 let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
-                let (Some(high), Some(low)) = (digit(), digit()) else {
-                    return Err(refuse());
-                };
-                u8::try_from(high * 16 + low).unwrap_or_default()
+                u8::try_from(digit()? * 16 + digit()?).unwrap_or_default()
             }
             other => other,
         });
     }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| refuse())
+    String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
 /// The error about a query parameter that a resource does not have.

@@ -1,8 +1,9 @@
 //! The HTTP faces: routers, shapes of requests and answers, the catalogue of errors.
 //!
-//! A handler is an async function from a request to an answer or an [`ApiError`]; `http::route`
+//! A handler is an async function from a request to an answer or an [`ApiError`]; `http::Endpoint`
 //! wraps it once with everything that all routes share (the caller's face, time, counts), so that
-//! there is no tower layer between the router and a handler.
+//! there is no tower layer between the router and a handler, and no router before the produce
+//! handlers (see `hot`).
 //!
 //! Invariants:
 //! - this layer knows the broker and no other layer below it;
@@ -14,6 +15,7 @@ pub mod openapi;
 pub mod ops;
 
 mod cursor;
+mod hot;
 mod http;
 mod json;
 mod sse;
@@ -36,6 +38,8 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::tasks::Tracker;
 use crate::types::Principal;
+
+pub use hot::Service;
 
 /// Bounds of requests, `http.*` in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +117,7 @@ pub struct State {
 }
 
 /// Builds the router of all faces.
-pub fn router(state: &Arc<State>) -> Router {
+fn router(state: &Arc<State>) -> Router {
     let routes = Router::new()
         .merge(v1::router(state))
         .merge(v2::router(state))

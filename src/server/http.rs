@@ -5,11 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::api;
@@ -49,7 +47,7 @@ pub(super) async fn serve<T>(
     stop: impl Future<Output = T>,
     deadline: Duration,
 ) -> T {
-    let router = api::router(state);
+    let service = api::Service::new(state);
     let head_max = state.config.timers.head;
     let builder = builder(head_max);
     let graceful = GracefulShutdown::new();
@@ -58,7 +56,7 @@ pub(super) async fn serve<T>(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    serve_connection(stream, (&router, &builder, head_max), &graceful, tasks);
+                    serve_connection(stream, (&service, &builder, head_max), &graceful, tasks);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -92,7 +90,7 @@ fn builder(head_max: Duration) -> auto::Builder<TokioExecutor> {
 
 fn serve_connection(
     stream: TcpStream,
-    (router, builder, head_max): (&Router, &auto::Builder<TokioExecutor>, Duration),
+    (service, builder, head_max): (&api::Service, &auto::Builder<TokioExecutor>, Duration),
     graceful: &GracefulShutdown,
     tasks: &Tracker,
 ) {
@@ -100,7 +98,7 @@ fn serve_connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let service = TowerToHyperService::new(router.clone());
+    let service = service.clone();
     let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), tasks.stop_token());
     tasks.spawn(async move {
         let begun = tokio::time::timeout(head_max, begins(&stream));

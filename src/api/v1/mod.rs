@@ -15,6 +15,7 @@ mod stream;
 mod tail;
 mod topics;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Router;
@@ -25,7 +26,8 @@ use utoipa::OpenApi;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code, Problem};
-use crate::api::http::{Verb, negotiate, path_parameter, route};
+use crate::api::hot::{self, Handler};
+use crate::api::http::{Verb, negotiate, route, topic_in_path};
 use crate::broker::Topic;
 
 /// All topics.
@@ -57,6 +59,11 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         )
 }
 
+/// Makes the handler of produce requests that need no router.
+pub(crate) fn produce_handler(state: &Arc<State>) -> Handler {
+    hot::handler(state, (Verb::Post, RECORDS), Caller::native, produce::produce)
+}
+
 /// The face's part of the API document.
 #[derive(OpenApi)]
 #[openapi(
@@ -71,17 +78,16 @@ pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 /// Finds the topic that the path names, for reading or showing it.
-async fn topic_of(state: &State, parts: &mut Parts) -> Result<Arc<Topic>, ApiError> {
-    let name = path_parameter(parts).await.ok_or_else(|| {
+fn topic_of(state: &State, parts: &Parts) -> Result<Arc<Topic>, ApiError> {
+    let name = topic_in_path(&parts.uri).ok_or_else(|| {
         ApiError::new(Code::TopicNotFound, "no topic has a name that is not UTF-8")
     })?;
     Ok(state.broker.topic(&state.principal, &name)?)
 }
 
 /// Returns the name of the topic that the path wants to be written.
-async fn name_to_write(parts: &mut Parts) -> Result<String, ApiError> {
-    path_parameter(parts)
-        .await
+fn name_to_write(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
+    topic_in_path(&parts.uri)
         .ok_or_else(|| ApiError::new(Code::InvalidName, "a topic name is ASCII text"))
 }
 
@@ -123,11 +129,11 @@ async fn name_to_write(parts: &mut Parts) -> Result<String, ApiError> {
 )]
 async fn read(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
     use crate::api::http::{EVENT_STREAM, JSON, NDJSON};
-    let (mut parts, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     let answer = negotiate(&parts.headers, &[JSON, NDJSON, EVENT_STREAM])?;
     let streams = answer == EVENT_STREAM;
     let parameters = plan::parse(&parts, streams)?;
-    let topic = topic_of(&state, &mut parts).await?;
+    let topic = topic_of(&state, &parts)?;
     if streams {
         return tail::answer(state, topic, parameters).await;
     }

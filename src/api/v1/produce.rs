@@ -133,10 +133,10 @@ enum Acks {
     )
 )]
 pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     match BodyKind::of(&parts.headers)? {
-        BodyKind::Json => whole(&state, &mut parts, body).await,
-        BodyKind::Raw => raw(&state, &mut parts, body).await,
+        BodyKind::Json => whole(&state, &parts, body).await,
+        BodyKind::Raw => raw(&state, &parts, body).await,
         BodyKind::Ndjson => {
             negotiate(&parts.headers, &[NDJSON, JSON])?;
             if acks_alone(&parts)? == Acks::None {
@@ -144,7 +144,7 @@ pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Respo
                     format!("acks=0 is not possible with {NDJSON}: every line is answered");
                 return Err(ApiError::invalid_request(detail));
             }
-            let name = name_to_write(&mut parts).await?;
+            let name = name_to_write(&parts)?;
             let topic = topic_to_write(&state, &name, None).await?;
             let awaits_continue = parts.headers.contains_key(header::EXPECT);
             Ok(stream::answer(&state, topic, body, awaits_continue).await)
@@ -219,7 +219,7 @@ fn repeated(name: &str) -> ApiError {
     ApiError::invalid_request(format!("query parameter '{name}' is given twice"))
 }
 
-async fn whole(state: &Arc<State>, parts: &mut Parts, body: Body) -> Result<Response, ApiError> {
+async fn whole(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, ApiError> {
     let acks = acks_alone(parts)?;
     negotiate(&parts.headers, &[JSON])?;
     let bytes = read_body(state, body).await?;
@@ -227,7 +227,7 @@ async fn whole(state: &Arc<State>, parts: &mut Parts, body: Body) -> Result<Resp
     write(state, parts, acks, body).await
 }
 
-async fn raw(state: &Arc<State>, parts: &mut Parts, body: Body) -> Result<Response, ApiError> {
+async fn raw(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, ApiError> {
     negotiate(&parts.headers, &[JSON])?;
     let query = RawQuery::parse(&parts.uri)?;
     let headers = parts.headers.clone();
@@ -246,12 +246,12 @@ async fn raw(state: &Arc<State>, parts: &mut Parts, body: Body) -> Result<Respon
 /// Queues the records, waits for their outcomes and answers.
 async fn write(
     state: &Arc<State>,
-    parts: &mut Parts,
+    parts: &Parts,
     acks: Acks,
     body: records_in::Body<'_>,
 ) -> Result<Response, ApiError> {
     let records_in::Body { form, records } = body;
-    let name = name_to_write(parts).await?;
+    let name = name_to_write(parts)?;
     let highest = records.iter().filter_map(|record| record.partition).max();
     let appending = topic_to_write(state, &name, highest.map(PartitionId::get))
         .await

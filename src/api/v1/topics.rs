@@ -174,10 +174,10 @@ pub(super) async fn list(state: Arc<State>, request: Request) -> Result<Response
     )
 )]
 pub(super) async fn show(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     negotiate(&parts.headers, &[JSON])?;
     no_parameters(&parts.uri)?;
-    let topic = topic_of(&state, &mut parts).await?;
+    let topic = topic_of(&state, &parts)?;
     json_of(StatusCode::OK, &detailed(&state, &topic))
 }
 
@@ -209,7 +209,7 @@ pub(super) async fn show(state: Arc<State>, request: Request) -> Result<Response
     )
 )]
 pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
     negotiate(&parts.headers, &[JSON])?;
     no_parameters(&parts.uri)?;
     if let Some(given) = parts.headers.get(header::CONTENT_TYPE) {
@@ -220,7 +220,7 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
         }
         media_type.expect_utf8()?;
     }
-    let name = name_to_write(&mut parts).await?;
+    let name = name_to_write(&parts)?.into_owned();
     let asked = settings(&read_body(&state, body).await?)?;
     let working = Arc::clone(&state);
     let create = async move { working.broker.create_topic(&working.principal, &name, asked).await };
@@ -250,9 +250,9 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
     )
 )]
 pub(super) async fn delete(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     no_parameters(&parts.uri)?;
-    let topic = topic_of(&state, &mut parts).await?;
+    let topic = topic_of(&state, &parts)?;
     let working = Arc::clone(&state);
     let delete = async move {
         working.broker.delete_topic(&working.principal, topic.summary().name.as_str()).await

@@ -13,19 +13,22 @@ mod media;
 mod produce;
 mod topics;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::RequestPartsExt;
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderValue, header, request::Parts};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
-use crate::api::http::{Verb, path_parameter, route};
+use crate::api::hot::{self, Handler};
+use crate::api::http::{Verb, route, topic_in_path};
 use crate::types::PartitionId;
 
 /// Paths of this face, for the router and the API document.
@@ -79,6 +82,11 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route(paths::OFFSETS, route(state, (Get, paths::OFFSETS), caller, topics::offsets))
 }
 
+/// Makes the handler of produce requests that need no router.
+pub(crate) fn produce_handler(state: &Arc<State>) -> Handler {
+    hot::handler(state, (Verb::Post, paths::TOPIC), caller, produce::to_topic)
+}
+
 /// Says how this face's errors are rendered.
 fn caller(headers: &HeaderMap) -> Caller {
     Caller::two_fields(headers, media::V2_JSON)
@@ -128,7 +136,7 @@ fn answer(media_type: HeaderValue, body: &impl Serialize) -> Result<Response, Ap
 }
 
 fn json(media_type: HeaderValue, body: Vec<u8>) -> Response {
-    let mut response = body.into_response();
+    let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response
 }
@@ -148,8 +156,8 @@ fn partition_not_found() -> ApiError {
 }
 
 /// Returns the topic that the path names; not checked to be a name.
-async fn topic_of(parts: &mut Parts) -> Result<String, ApiError> {
-    path_parameter(parts).await.ok_or_else(not_found)
+fn topic_of(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
+    topic_in_path(&parts.uri).ok_or_else(not_found)
 }
 
 /// Returns the topic and partition that the path names. A number that no partition has is `None`,

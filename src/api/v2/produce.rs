@@ -127,8 +127,8 @@ struct ProduceOutcome {
             `Prefer: handling=strict`: 503, 504, 507",
             body = ProduceResult, content_type = "application/vnd.kafka.v2+json")))]
 pub(super) async fn to_topic(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, body) = request.into_parts();
-    let topic = topic_of(&mut parts).await?;
+    let (parts, body) = request.into_parts();
+    let topic = topic_of(&parts)?;
     produce(&state, Target { topic: &topic, partition: None }, &parts.headers, body).await
 }
 

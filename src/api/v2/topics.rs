@@ -130,9 +130,9 @@ pub(super) async fn list(state: Arc<State>, request: Request) -> Result<Response
         (status = 404, description = "40403: no such topic", body = crate::api::v2::ErrorBody,
             content_type = "application/vnd.kafka.v2+json")))]
 pub(super) async fn topic(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     let media_type = answer_type(&parts.headers)?;
-    let name = topic_of(&mut parts).await?;
+    let name = topic_of(&parts)?;
     // Confluent's proxy says 40403 here and 40401 below; clients test for both.
     let topic = find(&state, &name).map_err(|error| match error.code() {
         Code::TopicNotFound => error.with_error_code(40403),
@@ -157,9 +157,9 @@ pub(super) async fn topic(state: Arc<State>, request: Request) -> Result<Respons
         (status = 404, description = "40401: no such topic", body = crate::api::v2::ErrorBody,
             content_type = "application/vnd.kafka.v2+json")))]
 pub(super) async fn partitions(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
-    let (mut parts, _) = request.into_parts();
+    let (parts, _) = request.into_parts();
     let media_type = answer_type(&parts.headers)?;
-    let name = topic_of(&mut parts).await?;
+    let name = topic_of(&parts)?;
     answer(media_type, &views(&state, &*find(&state, &name)?))
 }
 
