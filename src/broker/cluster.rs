@@ -2,7 +2,7 @@
 
 use crate::broker::Broker;
 use crate::shard::Shard;
-use crate::types::{ClusterId, NodeId, ShardId, Term};
+use crate::types::{ClusterId, NodeId, Principal, ShardId, Term};
 
 /// The cluster as this node knows it.
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ impl Broker {
     }
 
     /// Describes nodes and shards.
-    pub fn cluster(&self) -> ClusterView {
+    pub fn cluster(&self, _principal: &Principal) -> ClusterView {
         let image = self.inner.metadata.image();
         let nodes = image.nodes().map(|node| NodeView { node: node.id, url: node.url.clone() });
         let shards = image.shards().map(|shard| {
@@ -112,7 +112,8 @@ impl Broker {
         }
     }
 
-    /// Checks the parts of this node that must work for it to serve.
+    /// Checks the parts of this node that must work for it to serve. Whoever watches the process
+    /// asks this, and no client: it has no principal.
     pub fn checks(&self) -> Vec<Check> {
         let poisoned = self.inner.wal.poisoned().map(|error| error.to_string());
         let wal = Check { part: Part::Wal, ok: poisoned.is_none(), detail: poisoned };

@@ -1,7 +1,8 @@
 //! The use cases: what a client of any face may ask of the server.
 //!
 //! Faces (`api`, later the Kafka wire protocol) translate requests into these calls and answers
-//! back; they never see a shard, Raft or a file. Every call takes the caller's [`Principal`].
+//! back; they never see a shard, Raft or a file. Every call takes the caller's [`Principal`], but
+//! for those of the process that runs the node (its health, its clock, its flow control).
 //!
 //! Invariants:
 //! - an error that says *not applied* is only returned when nothing was written; where that is not
@@ -25,7 +26,7 @@ pub use maintenance::SpaceWatch;
 pub use produce::{
     Acknowledged, Appending, NewHeader, Outcomes, ProduceRecord, RecordFault, RecordFaultKind,
 };
-pub use read::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Start, Visit};
+pub use read::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Search, Start, Visit};
 pub use topics::{CreateTopic, Creation, PartitionDetails, Topic, TopicSummary};
 
 use std::collections::{BTreeMap, HashMap};

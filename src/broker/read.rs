@@ -1,4 +1,11 @@
 //! Reading without a group: from given offsets, over some partitions, with bounds and a long poll.
+//!
+//! Every call takes its caller and may wait and fail, also where this node answers from memory: a
+//! partition whose replicas are on other nodes is read through the same calls.
+//!
+//! Invariants:
+//! - files are read on the pool for blocking work, records are visited where the caller runs;
+//! - no more than [`PACE_BYTES`] and one chunk are visited before other requests get their turn.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -7,13 +14,15 @@ use std::task::Poll;
 use crate::broker::topics::Placed;
 use crate::broker::{Broker, ReadError, Topic};
 use crate::record::{Batch, DecompressLimit, Record};
-use crate::storage::log::{self, LogReader, Registration};
-use crate::types::{Offset, PartitionId, Timestamp};
+use crate::storage::log::{self, Chunk, LogReader, Registration};
+use crate::types::{Offset, PartitionId, Principal, Timestamp};
 
 /// Bytes that a turn of one partition reads at the least, so that small pages need one read.
 const CHUNK_BYTES_MIN: usize = 16 * 1024;
 /// Bytes that a turn of one partition reads at the most, so that partitions take turns.
-const CHUNK_BYTES_MAX: usize = 1024 * 1024;
+const CHUNK_BYTES_MAX: usize = 512 * 1024;
+/// Bytes of records that are visited before other requests of the thread get their turn.
+const PACE_BYTES: u64 = 256 * 1024;
 /// What a record is guessed to take, until some were seen.
 const RECORD_BYTES_GUESS: usize = 256;
 /// A compressed batch may grow to this; `max.message.bytes` bounds what it was made from.
@@ -28,6 +37,15 @@ pub enum Start {
     Latest,
     /// The first record, in offset order, that is not older than this.
     Timestamp(Timestamp),
+}
+
+/// What [`Broker::start_offsets`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Search {
+    /// Where to start.
+    pub start: Start,
+    /// With [`OnDamage::Skip`] a search by time goes on behind what is damaged.
+    pub on_damage: OnDamage,
 }
 
 /// What a read covers. The lists are in ascending order of partition, without repeats.
@@ -97,27 +115,29 @@ pub enum GapReason {
 }
 
 impl Broker {
-    /// Finds where each of `partitions` starts. May read index and segment files. With
-    /// [`OnDamage::Skip`] a search by time goes on behind what is damaged.
+    /// Finds where each of `partitions` starts, in the order given. May read index and segment
+    /// files.
     ///
     /// # Errors
     /// [`ReadError`].
     pub async fn start_offsets(
         &self,
+        principal: &Principal,
         topic: &Arc<Topic>,
         partitions: &[PartitionId],
-        start: Start,
-        on_damage: OnDamage,
+        search: Search,
     ) -> Result<Vec<(PartitionId, Offset)>, ReadError> {
+        let Search { start, on_damage } = search;
         let timestamp = match start {
             Start::Timestamp(timestamp) => timestamp,
             Start::Earliest | Start::Latest => {
-                let offset = |partition: &PartitionId| {
-                    let (log_start, log_end) = self.bounds(topic, *partition)?;
+                let mut offsets = Vec::with_capacity(partitions.len());
+                for partition in partitions {
+                    let (log_start, log_end) = self.bounds(principal, topic, *partition).await?;
                     let offset = if start == Start::Latest { log_end } else { log_start };
-                    Ok((*partition, offset))
-                };
-                return partitions.iter().map(offset).collect();
+                    offsets.push((*partition, offset));
+                }
+                return Ok(offsets);
             }
         };
         let topic = Arc::clone(topic);
@@ -140,9 +160,10 @@ impl Broker {
     /// Returns log start and log end of a partition.
     ///
     /// # Errors
-    /// [`ReadError::TopicDeleted`], [`ReadError::PartitionNotFound`].
-    pub fn bounds(
+    /// [`ReadError::TopicDeleted`], [`ReadError::PartitionNotFound`], [`ReadError::Unavailable`].
+    pub async fn bounds(
         &self,
+        _principal: &Principal,
         topic: &Topic,
         partition: PartitionId,
     ) -> Result<(Offset, Offset), ReadError> {
@@ -155,23 +176,35 @@ impl Broker {
     /// or every partition is at its end. A position below the log start goes on there and is
     /// reported as a gap; one above the log end reads nothing.
     ///
-    /// Blocking: reads files. Call it where blocking is allowed.
-    ///
     /// # Errors
     /// [`ReadError`], when it is met before any record was visited; later the read ends there and
     /// the next one meets it.
-    pub fn read(
+    ///
+    /// # Cancel safety
+    /// Nothing is changed when the future is dropped.
+    pub async fn read(
         &self,
+        principal: &Principal,
         topic: &Arc<Topic>,
         request: &ReadRequest,
-        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+        visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
     ) -> Result<ReadEnd, ReadError> {
-        let mut read = Read::start(topic, request)?;
+        let mut end_offsets = Vec::with_capacity(request.positions.len());
+        for (partition, _) in &request.positions {
+            let (_, log_end) = self.bounds(principal, topic, *partition).await?;
+            end_offsets.push((*partition, log_end));
+        }
+        let mut read = Read::start(request, end_offsets);
+        let mut paced_at = 0;
         while let Some(turn) = read.next_turn() {
-            match read.take_turn(topic, turn, visit) {
+            match read.take_turn(topic, turn, visit).await {
                 Ok(()) => {}
                 Err(_later) if read.visited > 0 => break,
                 Err(error) => return Err(error),
+            }
+            if read.visited_bytes >= paced_at + PACE_BYTES {
+                paced_at = read.visited_bytes;
+                tokio::task::yield_now().await;
             }
         }
         topic.metrics().records_out.add(u64::from(read.taken));
@@ -179,19 +212,20 @@ impl Broker {
         Ok(ReadEnd { next: read.next, end_offsets: read.end_offsets, gaps: read.gaps })
     }
 
-    /// Returns whether [`Broker::read`] would find everything it needs in memory, so that it may be
-    /// called without a blocking thread.
-    pub fn is_in_memory(&self, topic: &Topic, positions: &[(PartitionId, Offset)]) -> bool {
-        positions.iter().all(|(partition, offset)| {
-            topic.placed(*partition).is_none_or(|p| p.partition.reader().is_in_memory(*offset))
-        })
-    }
-
-    /// Waits until a partition has a record at or above its position, or the topic is deleted.
+    /// Waits until a partition has a record at or above its position.
+    ///
+    /// # Errors
+    /// [`ReadError::TopicDeleted`] when the topic is deleted, now or while waiting;
+    /// [`ReadError::PartitionNotFound`]; [`ReadError::Unavailable`].
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
-    pub async fn wait_for_records(&self, topic: &Arc<Topic>, positions: &[(PartitionId, Offset)]) {
+    pub async fn wait_for_records(
+        &self,
+        _principal: &Principal,
+        topic: &Arc<Topic>,
+        positions: &[(PartitionId, Offset)],
+    ) -> Result<(), ReadError> {
         let mut registrations: Vec<Registration> = Vec::new();
         poll_fn(|context| {
             // Register first, then look: a record that arrives in between wakes us.
@@ -204,14 +238,16 @@ impl Broker {
             } else {
                 registrations.iter().for_each(|registration| registration.rearm(context.waker()));
             }
-            let is_ready = positions.iter().any(|(partition, offset)| {
-                topic.placed(*partition).is_none_or(|placed| {
-                    placed.partition.is_deleted() || placed.partition.reader().log_end() > *offset
-                })
-            });
-            if is_ready { Poll::Ready(()) } else { Poll::Pending }
+            for (partition, offset) in positions {
+                match placed(topic, *partition) {
+                    Ok(placed) if placed.partition.reader().log_end() <= *offset => {}
+                    Ok(_) => return Poll::Ready(Ok(())),
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+            Poll::Pending
         })
-        .await;
+        .await
     }
 }
 
@@ -230,13 +266,8 @@ struct Read<'r> {
 }
 
 impl<'r> Read<'r> {
-    fn start(topic: &Topic, request: &'r ReadRequest) -> Result<Self, ReadError> {
-        let end = |(partition, _): &(PartitionId, Offset)| {
-            let placed = placed(topic, *partition)?;
-            Ok((*partition, placed.partition.reader().log_end()))
-        };
-        let end_offsets = request.positions.iter().map(end).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self {
+    fn start(request: &'r ReadRequest, end_offsets: Vec<(PartitionId, Offset)>) -> Self {
+        Self {
             request,
             next: request.positions.clone(),
             end_offsets,
@@ -246,7 +277,7 @@ impl<'r> Read<'r> {
             taken_bytes: 0,
             visited: 0,
             visited_bytes: 0,
-        })
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -287,16 +318,14 @@ impl<'r> Read<'r> {
         by_records.min(by_bytes).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX)
     }
 
-    fn take_turn(
+    async fn take_turn(
         &mut self,
         topic: &Topic,
         turn: usize,
-        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+        visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
     ) -> Result<(), ReadError> {
         let Some((partition, from)) = self.next.get(turn).copied() else { return Ok(()) };
-        let placed = placed(topic, partition)?;
-        let reader = placed.partition.reader();
-        match reader.read(from, self.chunk_bytes()) {
+        match fetch(placed(topic, partition)?, from, self.chunk_bytes()).await? {
             Ok(chunk) => {
                 for batch in &chunk.batches {
                     self.take_batch(turn, partition, batch, visit)?;
@@ -328,7 +357,7 @@ impl<'r> Read<'r> {
         turn: usize,
         partition: PartitionId,
         batch: &Batch,
-        visit: &mut dyn FnMut(PartitionId, &Record<'_>) -> Visit,
+        visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
     ) -> Result<(), ReadError> {
         let damaged = |_error| {
             let (from, to) = (batch.base_offset(), batch.next_offset());
@@ -374,6 +403,25 @@ impl<'r> Read<'r> {
         }
         self.move_to(turn, next);
     }
+}
+
+/// Reads a chunk where it stays when it is in memory, else on the pool for blocking work.
+///
+/// # Errors
+/// [`ReadError::Internal`] when the pool is gone; the log's own error is part of the answer.
+async fn fetch(
+    placed: &Placed,
+    from: Offset,
+    bytes_max: usize,
+) -> Result<Result<Chunk, log::ReadError>, ReadError> {
+    let reader = placed.partition.reader();
+    if reader.is_in_memory(from) {
+        return Ok(reader.read(from, bytes_max));
+    }
+    let partition = Arc::clone(&placed.partition);
+    tokio::task::spawn_blocking(move || partition.reader().read(from, bytes_max))
+        .await
+        .map_err(|error| ReadError::Internal(error.to_string()))
 }
 
 fn find_timestamp(

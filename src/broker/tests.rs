@@ -13,8 +13,8 @@ use rand::rngs::SmallRng;
 use uuid::Uuid;
 
 use crate::broker::{
-    Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceRecord, ReadRequest,
-    Start, Topic, TopicError, Visit,
+    Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceRecord, ReadError,
+    ReadRequest, Search, Start, Topic, TopicError, Visit,
 };
 use crate::clock::{ManualClock, SharedClock};
 use crate::metadata::view::{SqliteStore, view_writer};
@@ -196,8 +196,8 @@ async fn produce(broker: &Broker, topic: &Arc<Topic>, key: &str, value: String) 
 
 async fn read_all(broker: &Broker, topic: &Arc<Topic>) -> HashMap<(u32, i64), String> {
     let partitions: Vec<_> = PartitionId::all(topic.summary().partitions).collect();
-    let positions =
-        broker.start_offsets(topic, &partitions, Start::Earliest, OnDamage::Fail).await.unwrap();
+    let search = Search { start: Start::Earliest, on_damage: OnDamage::Fail };
+    let positions = broker.start_offsets(&anyone(), topic, &partitions, search).await.unwrap();
     let request = ReadRequest {
         positions,
         records_max: 1_000_000,
@@ -207,12 +207,13 @@ async fn read_all(broker: &Broker, topic: &Arc<Topic>) -> HashMap<(u32, i64), St
     };
     let mut found = HashMap::new();
     let end = broker
-        .read(topic, &request, &mut |partition, record| {
+        .read(&anyone(), topic, &request, &mut |partition, record| {
             let value = String::from_utf8(record.value.unwrap().to_vec()).unwrap();
             let at = (partition.get(), record.offset.get());
             assert!(found.insert(at, value).is_none(), "{at:?} was read twice");
             Visit::Taken
         })
+        .await
         .unwrap();
     for ((partition, next), (_, end)) in end.next.iter().zip(&end.end_offsets) {
         assert_eq!(next, end, "partition {partition}");
@@ -281,10 +282,27 @@ async fn a_waiting_reader_is_woken_by_the_record_it_waits_for() {
     let node = Node::start(&SimFs::new(), &clock()).await;
     let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
     let positions: Vec<_> = PartitionId::all(4).map(|p| (p, Offset::ZERO)).collect();
-    let waiting = node.broker.wait_for_records(&topic, &positions);
+    let principal = anyone();
+    let waiting = node.broker.wait_for_records(&principal, &topic, &positions);
     let producing = produce(&node.broker, &topic, "k", "v".to_owned());
     let both = async { tokio::join!(waiting, producing) };
-    tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), both).await.unwrap().0.unwrap();
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_reader_is_told_that_its_topic_was_deleted() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let (broker, principal) = (&node.broker, anyone());
+    let topic = broker.topic_for_produce(&principal, "t", None).await.unwrap();
+    let positions: Vec<_> = PartitionId::all(4).map(|p| (p, Offset::ZERO)).collect();
+    let waiting = broker.wait_for_records(&principal, &topic, &positions);
+    let both = async { tokio::join!(waiting, broker.delete_topic(&principal, "t")) };
+    let (woken, deleted) = tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    deleted.unwrap();
+    assert_eq!(woken, Err(ReadError::TopicDeleted));
+    let described = broker.describe_partitions(&principal, &topic).await;
+    assert_eq!(described.unwrap_err(), ReadError::TopicDeleted);
     node.stop().await;
 }
 

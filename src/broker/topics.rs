@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use crate::broker::{Broker, ProduceError, TopicError};
+use crate::broker::{Broker, ProduceError, ReadError, TopicError};
 use crate::metadata::{self, Accepted, ChangeError, Command, Rejection, TopicState};
 use crate::metrics::TopicMetrics;
 use crate::record::StickyPartitioner;
@@ -254,25 +254,34 @@ impl Broker {
     }
 
     /// Describes every partition of a topic, in order.
-    pub fn describe_partitions(&self, topic: &Topic) -> Vec<PartitionDetails> {
+    ///
+    /// # Errors
+    /// [`ReadError::TopicDeleted`], [`ReadError::Unavailable`].
+    pub async fn describe_partitions(
+        &self,
+        principal: &Principal,
+        topic: &Topic,
+    ) -> Result<Vec<PartitionDetails>, ReadError> {
         let image = self.inner.metadata.image();
-        let describe = |(number, placed): (usize, &Placed)| {
+        let mut described = Vec::with_capacity(topic.partitions.len());
+        for (partition, placed) in PartitionId::all(topic.summary.partitions).zip(&topic.partitions)
+        {
             let shard = placed.shard.id();
             let replicas = image
                 .shard(shard)
                 .map(|shard| shard.replicas.iter().map(|replica| replica.node).collect::<Vec<_>>());
-            let reader = placed.partition.reader();
-            Some(PartitionDetails {
-                partition: PartitionId::new(u32::try_from(number).ok()?)?,
+            let (log_start, log_end) = self.bounds(principal, topic, partition).await?;
+            described.push(PartitionDetails {
+                partition,
                 shard,
                 leader: placed.shard.status().leader,
                 replicas: replicas.unwrap_or_default(),
-                log_start: reader.log_start(),
-                log_end: reader.log_end(),
-                size_bytes: reader.size_bytes(),
-            })
-        };
-        topic.partitions.iter().enumerate().filter_map(describe).collect()
+                log_start,
+                log_end,
+                size_bytes: placed.partition.reader().size_bytes(),
+            });
+        }
+        Ok(described)
     }
 
     /// Finishes creations and deletions that a crash left half done.

@@ -21,7 +21,7 @@ pub(super) fn sources(broker: &Broker, view: ViewMonitor) -> Sources {
             checks.push(sql(&view));
             checks
         }),
-        cluster: Arc::new(move || cluster(showing.cluster())),
+        cluster: Arc::new(move |principal| cluster(showing.cluster(principal))),
     }
 }
 

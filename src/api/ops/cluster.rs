@@ -108,7 +108,7 @@ pub(super) async fn show(state: Arc<State>, request: Request) -> Result<Response
     negotiate(request.headers(), &[JSON])?;
     match query(request.uri())?.first() {
         Some((name, _)) => Err(unknown_parameter(name)),
-        None => json_of(StatusCode::OK, &(state.sources.cluster)()),
+        None => json_of(StatusCode::OK, &(state.sources.cluster)(&state.principal)),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
 use crate::api::http::{Verb, route};
 use crate::metrics::CONTENT_TYPE;
-use crate::types::NodeId;
+use crate::types::{NodeId, Principal};
 
 /// Paths of operations, for the router and the API document.
 mod paths {
@@ -45,7 +45,7 @@ pub struct Sources {
     /// Looks at every part that must work before the node can serve. Must not block.
     pub checks: Arc<dyn Fn() -> Vec<Check> + Send + Sync>,
     /// Describes the cluster as this node knows it. Must not block.
-    pub cluster: Arc<dyn Fn() -> ClusterStatus + Send + Sync>,
+    pub cluster: Arc<dyn Fn(&Principal) -> ClusterStatus + Send + Sync>,
 }
 
 impl fmt::Debug for Sources {

@@ -14,20 +14,16 @@ use utoipa::ToSchema;
 
 use crate::api::State;
 use crate::api::cursor;
-use crate::api::error::{ApiError, Code};
+use crate::api::error::ApiError;
 use crate::api::http::{NDJSON, json};
 use crate::api::json::records_out::{Lines, Style, push_record};
 use crate::api::v1::plan::{self, Filter, Parameters, Positions};
 use crate::broker::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Topic, Visit};
+use crate::record::Record;
 use crate::types::{Offset, PartitionId};
 
 /// Bytes of records that one filtered read looks at; the client goes on from the cursor.
 const SCAN_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-/// A read of at most this much is done where it is when it needs no files; a larger one would keep
-/// other requests of the same thread waiting.
-const INLINE_RECORDS_MAX: u32 = 1000;
-const INLINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Room that an answer starts with.
 const BODY_BYTES_START: usize = 16 * 1024;
@@ -144,25 +140,6 @@ pub(super) struct Found {
 /// # Errors
 /// Those of the broker.
 pub(super) async fn read(
-    state: &Arc<State>,
-    topic: &Arc<Topic>,
-    plan: &Arc<Plan>,
-    positions: Positions,
-    body: Vec<u8>,
-) -> Result<Found, ApiError> {
-    let small = plan.limit <= INLINE_RECORDS_MAX && plan.max_bytes <= INLINE_BYTES_MAX;
-    if small && state.broker.is_in_memory(topic, &positions) {
-        return read_now(state, topic, plan, positions, body);
-    }
-    let (state, topic, plan) = (Arc::clone(state), Arc::clone(topic), Arc::clone(plan));
-    let tasks = state.tasks.clone();
-    tasks
-        .spawn_blocking(move || read_now(&state, &topic, &plan, positions, body))
-        .await
-        .unwrap_or_else(|error| Err(ApiError::new(Code::Internal, error.to_string())))
-}
-
-fn read_now(
     state: &State,
     topic: &Arc<Topic>,
     plan: &Plan,
@@ -170,7 +147,8 @@ fn read_now(
     mut body: Vec<u8>,
 ) -> Result<Found, ApiError> {
     let mut records = 0;
-    let end = state.broker.read(topic, &plan.request(positions), &mut |partition, record| {
+    let request = plan.request(positions);
+    let mut visit = |partition: PartitionId, record: &Record<'_>| {
         if !plan.filter.matches(record) {
             return Visit::Skipped;
         }
@@ -183,7 +161,8 @@ fn read_now(
         }
         records += 1;
         Visit::Taken
-    })?;
+    };
+    let end = state.broker.read(&state.principal, topic, &request, &mut visit).await?;
     Ok(Found { body, records, end })
 }
 
@@ -198,13 +177,14 @@ pub(super) async fn answer(
     let waits = !parameters.wait.is_zero();
     let positions = plan::positions(&state, &topic, &parameters).await?;
     let lines = if shape == Shape::Lines { Lines::One } else { Lines::Any };
-    let plan = Arc::new(Plan::new(parameters, shape, lines));
+    let plan = Plan::new(parameters, shape, lines);
     let mut body = Vec::with_capacity(BODY_BYTES_START);
     if shape == Shape::Page {
         body.extend_from_slice(b"{\"records\":[");
     }
     let mut found = read(&state, &topic, &plan, positions, body).await?;
-    while waits && found.records == 0 && wait_for_more(&state, &topic, &found.end, deadline).await {
+    while waits && found.records == 0 && wait_for_more(&state, &topic, &found.end, deadline).await?
+    {
         let gaps = std::mem::take(&mut found.end.gaps);
         found = read(&state, &topic, &plan, found.end.next, found.body).await?;
         found.end.gaps.splice(..0, gaps);
@@ -217,21 +197,26 @@ pub(super) async fn answer(
 }
 
 /// Waits until another read may find something; `false` when time is up or the server stops.
+///
+/// # Errors
+/// Those of the broker.
 async fn wait_for_more(
     state: &State,
     topic: &Arc<Topic>,
     end: &ReadEnd,
     deadline: Instant,
-) -> bool {
+) -> Result<bool, ApiError> {
     let stop = state.tasks.stop_token();
+    let waiting = state.broker.wait_for_records(&state.principal, topic, &end.next);
     tokio::select! {
         biased;
-        () = stop.cancelled() => false,
-        () = tokio::time::sleep_until(deadline) => false,
-        () = state.broker.wait_for_records(topic, &end.next) => {
+        () = stop.cancelled() => Ok(false),
+        () = tokio::time::sleep_until(deadline) => Ok(false),
+        woken = waiting => {
+            woken?;
             // A scan that goes on through what is there lets other requests have the thread.
             tokio::task::yield_now().await;
-            true
+            Ok(true)
         }
     }
 }

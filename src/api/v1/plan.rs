@@ -11,7 +11,7 @@ use crate::api::cursor::Cursor;
 use crate::api::error::{ApiError, Code};
 use crate::api::http::{bad_parameter, query, unknown_parameter};
 use crate::api::json::records_out::Format;
-use crate::broker::{OnDamage, ReadError, Start, Topic};
+use crate::broker::{OnDamage, ReadError, Search, Start, Topic};
 use crate::record::Record;
 use crate::types::limits::{READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_MS_MAX};
 use crate::types::{Offset, PartitionId, Timestamp};
@@ -329,15 +329,16 @@ pub(super) async fn positions(
     topic: &Arc<Topic>,
     parameters: &Parameters,
 ) -> Result<Positions, ApiError> {
-    let on_damage = parameters.on_damage;
+    let (broker, principal) = (&state.broker, &state.principal);
+    let search = |start| Search { start, on_damage: parameters.on_damage };
     match &parameters.from {
         From::Start(start, partitions) => {
             let partitions = partitions_of(topic, partitions)?;
-            Ok(state.broker.start_offsets(topic, &partitions, *start, on_damage).await?)
+            Ok(broker.start_offsets(principal, topic, &partitions, search(*start)).await?)
         }
         From::Offset(partition, offset) => {
             let (partition, offset) = (partition_of(topic, *partition)?, *offset);
-            let (log_start, log_end) = state.broker.bounds(topic, partition)?;
+            let (log_start, log_end) = broker.bounds(principal, topic, partition).await?;
             if !(log_start..=log_end).contains(&offset) {
                 return Err(
                     ReadError::OffsetOutOfRange { partition, offset, log_start, log_end }.into()
@@ -367,8 +368,9 @@ pub(super) async fn positions(
                 .filter_map(|partition| Some((partition, cursor.position(partition)?)))
                 .collect();
             if !lacking.is_empty() {
-                let (broker, start) = (&state.broker, Start::Earliest);
-                positions.extend(broker.start_offsets(topic, &lacking, start, on_damage).await?);
+                let search = search(Start::Earliest);
+                let starts = broker.start_offsets(principal, topic, &lacking, search).await?;
+                positions.extend(starts);
                 positions.sort_unstable_by_key(|(partition, _)| *partition);
             }
             Ok(positions)

@@ -22,8 +22,9 @@ use crate::api::json::records_out::Lines;
 use crate::api::v1::page::{Found, Plan, Shape, WithReason, push_gap, read};
 use crate::api::v1::plan::{self, Parameters, Positions};
 use crate::api::{State, cursor, sse};
-use crate::broker::Topic;
+use crate::broker::{OnDamage, Search, Start, Topic};
 use crate::metrics::Tracked;
+use crate::types::Offset;
 
 /// Progress without records is told this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
@@ -42,13 +43,13 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let positions = plan::positions(&state, &topic, &parameters).await?;
     parameters.max_bytes = parameters.max_bytes.min(EVENT_BYTES_MAX);
-    let start = real_start(&state, &topic, &positions)?;
+    let start = real_start(&state, &topic, &positions).await?;
     let start = cursor::encode(topic.summary().id, &start);
     let now = Instant::now();
     let ends_at = now + state.config.timers.events_life;
     let open = state.metrics.streams.sse_streams_open.track();
     let feed = Feed {
-        plan: Arc::new(Plan::new(parameters, Shape::Page, Lines::One)),
+        plan: Plan::new(parameters, Shape::Page, Lines::One),
         state,
         topic,
         told: positions.clone(),
@@ -75,21 +76,26 @@ pub(super) async fn answer(
 }
 
 /// Returns where reading really starts: what retention took is not there.
-fn real_start(state: &State, topic: &Topic, positions: &Positions) -> Result<Positions, ApiError> {
-    positions
-        .iter()
-        .map(|(partition, offset)| {
-            let (log_start, _) = state.broker.bounds(topic, *partition)?;
-            Ok((*partition, log_start.max(*offset)))
-        })
-        .collect()
+async fn real_start(
+    state: &State,
+    topic: &Arc<Topic>,
+    positions: &Positions,
+) -> Result<Positions, ApiError> {
+    let partitions: Vec<_> = positions.iter().map(|(partition, _)| *partition).collect();
+    let search = Search { start: Start::Earliest, on_damage: OnDamage::Skip };
+    let broker = &state.broker;
+    let starts = broker.start_offsets(&state.principal, topic, &partitions, search).await?;
+    let later = |((partition, offset), (_, start)): (&(_, Offset), &(_, Offset))| {
+        (*partition, *offset.max(start))
+    };
+    Ok(positions.iter().zip(&starts).map(later).collect())
 }
 
 /// One client's stream.
 struct Feed {
     state: Arc<State>,
     topic: Arc<Topic>,
-    plan: Arc<Plan>,
+    plan: Plan,
     /// Where reading goes on.
     positions: Positions,
     /// Where the last event with an id ended.
@@ -104,6 +110,7 @@ struct Feed {
 /// Why a wait ended.
 enum Woken {
     Records,
+    Failure(ApiError),
     Silence,
     Age,
     Stop,
@@ -132,6 +139,7 @@ impl Feed {
             }
             match self.wait().await {
                 Woken::Records => tokio::task::yield_now().await,
+                Woken::Failure(error) => self.fail(&mut out, &error),
                 Woken::Silence => self.break_silence(&mut out),
                 Woken::Age => self.end(&mut out, "max_age"),
                 Woken::Stop => self.end(&mut out, "shutdown"),
@@ -148,9 +156,6 @@ impl Feed {
         body.extend_from_slice(b"{\"records\":[");
         let found = match read(&self.state, &self.topic, &self.plan, positions, body).await {
             Ok(found) => found,
-            Err(error) if error.code() == Code::TopicNotFound => {
-                return self.end(out, "topic_deleted");
-            }
             Err(error) => return self.fail(out, &error),
         };
         let Found { body, records, end } = found;
@@ -203,6 +208,9 @@ impl Feed {
 
     /// Tells an error and ends: the client connects again and goes on from its last id.
     fn fail(&mut self, out: &mut Vec<u8>, error: &ApiError) {
+        if error.code() == Code::TopicNotFound {
+            return self.end(out, "topic_deleted");
+        }
         if error.code() == Code::Internal {
             // Logs it under a request id, as an answer with this error would.
             drop(error.respond(&Caller::native(&HeaderMap::new())));
@@ -218,13 +226,16 @@ impl Feed {
         let untold = self.positions != self.told;
         let silence =
             if untold { PROGRESS_EVERY } else { self.state.config.timers.events_comment_every };
+        let (broker, principal) = (&self.state.broker, &self.state.principal);
+        let waiting = broker.wait_for_records(principal, &self.topic, &self.positions);
         tokio::select! {
             biased;
             () = stop.cancelled() => Woken::Stop,
             () = tokio::time::sleep_until(self.ends_at) => Woken::Age,
-            () = self.state.broker.wait_for_records(&self.topic, &self.positions) => {
-                Woken::Records
-            }
+            woken = waiting => match woken {
+                Ok(()) => Woken::Records,
+                Err(error) => Woken::Failure(error.into()),
+            },
             () = tokio::time::sleep_until(self.sent_at + silence) => Woken::Silence,
         }
     }

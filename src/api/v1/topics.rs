@@ -126,10 +126,10 @@ impl From<&TopicSummary> for TopicBody {
     }
 }
 
-fn detailed(state: &State, topic: &Topic) -> TopicBody {
-    let partitions = state.broker.describe_partitions(topic);
+async fn detailed(state: &State, topic: &Topic) -> Result<TopicBody, ApiError> {
+    let partitions = state.broker.describe_partitions(&state.principal, topic).await?;
     let details = Some(partitions.into_iter().map(PartitionBody::from).collect());
-    TopicBody { details, ..TopicBody::from(topic.summary()) }
+    Ok(TopicBody { details, ..TopicBody::from(topic.summary()) })
 }
 
 /// Lists topics by name.
@@ -178,7 +178,7 @@ pub(super) async fn show(state: Arc<State>, request: Request) -> Result<Response
     negotiate(&parts.headers, &[JSON])?;
     no_parameters(&parts.uri)?;
     let topic = topic_of(&state, &parts)?;
-    json_of(StatusCode::OK, &detailed(&state, &topic))
+    json_of(StatusCode::OK, &detailed(&state, &topic).await?)
 }
 
 /// Creates a topic, or confirms that it is as asked for.
@@ -229,7 +229,7 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
         Creation::Created => StatusCode::CREATED,
         Creation::Confirmed => StatusCode::OK,
     };
-    json_of(status, &detailed(&state, &topic))
+    json_of(status, &detailed(&state, &topic).await?)
 }
 
 /// Deletes a topic and its records.

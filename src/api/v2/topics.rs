@@ -99,7 +99,7 @@ pub(super) async fn check(_: Arc<State>, request: Request) -> Result<Response, A
         content_type = "application/vnd.kafka.v2+json")))]
 pub(super) async fn brokers(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
     let media_type = answer_type(request.headers())?;
-    let nodes = (state.sources.cluster)().nodes;
+    let nodes = (state.sources.cluster)(&state.principal).nodes;
     answer(media_type, &Brokers { brokers: nodes.iter().map(|node| node.node.get()).collect() })
 }
 
@@ -143,7 +143,7 @@ pub(super) async fn topic(state: Arc<State>, request: Request) -> Result<Respons
     let view = TopicView {
         name: summary.name.as_str().to_owned(),
         configs: configs.map(|(name, value, _)| (name, value.to_owned())).collect(),
-        partitions: views(&state, &topic),
+        partitions: views(&state, &topic).await?,
     };
     answer(media_type, &view)
 }
@@ -160,7 +160,7 @@ pub(super) async fn partitions(state: Arc<State>, request: Request) -> Result<Re
     let (parts, _) = request.into_parts();
     let media_type = answer_type(&parts.headers)?;
     let name = topic_of(&parts)?;
-    answer(media_type, &views(&state, &*find(&state, &name)?))
+    answer(media_type, &views(&state, &*find(&state, &name)?).await?)
 }
 
 /// Shows a partition.
@@ -180,7 +180,7 @@ pub(super) async fn partition(state: Arc<State>, request: Request) -> Result<Res
     let (name, number) = partition_of(&mut parts).await?;
     let topic = find(&state, &name)?;
     let partition = existing(&topic, number)?;
-    let details = state.broker.describe_partitions(&topic);
+    let details = state.broker.describe_partitions(&state.principal, &topic).await?;
     let found = details.iter().find(|details| details.partition == partition);
     answer(media_type, &found.map(view).ok_or_else(partition_not_found)?)
 }
@@ -202,7 +202,8 @@ pub(super) async fn offsets(state: Arc<State>, request: Request) -> Result<Respo
     let (name, number) = partition_of(&mut parts).await?;
     let topic = find(&state, &name)?;
     let partition = existing(&topic, number)?;
-    let bounds = state.broker.bounds(&topic, partition).map_err(|error| match error {
+    let bounds = state.broker.bounds(&state.principal, &topic, partition).await;
+    let bounds = bounds.map_err(|error| match error {
         ReadError::PartitionNotFound { .. } => partition_not_found(),
         other => other.into(),
     })?;
@@ -218,8 +219,9 @@ fn existing(topic: &Topic, number: Option<PartitionId>) -> Result<PartitionId, A
     number.and_then(|number| topic.partition(number.get())).ok_or_else(partition_not_found)
 }
 
-fn views(state: &State, topic: &Topic) -> Vec<PartitionView> {
-    state.broker.describe_partitions(topic).iter().map(view).collect()
+async fn views(state: &State, topic: &Topic) -> Result<Vec<PartitionView>, ApiError> {
+    let details = state.broker.describe_partitions(&state.principal, topic).await?;
+    Ok(details.iter().map(view).collect())
 }
 
 fn view(details: &PartitionDetails) -> PartitionView {
