@@ -1,13 +1,15 @@
 //! Eddyline: an event-streaming server in one binary.
 //!
 //! The layers, each using only those above it in this list; `ARCHITECTURE.md` has the map:
-//! `types`, `record`, `storage`, `raft`, `shard` and `metadata`, `broker`, `api`, `server`.
+//! `types`, `record`, `storage`, `raft`, `groups`, `shard` and `metadata`, `broker`, `api`,
+//! `server`.
 
 pub mod api;
 pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod groups;
 pub mod metadata;
 pub mod metrics;
 pub mod raft;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::broker::{
-    AppendError, ProduceError, ReadError, RecordFault, RecordFaultKind, TopicError,
+    AppendError, GroupError, ProduceError, ReadError, RecordFault, RecordFaultKind, TopicError,
 };
 use crate::types::{Offset, PartitionId};
 
@@ -495,6 +495,28 @@ impl From<ReadError> for ApiError {
             | ReadError::Internal(_) => {}
         }
         made
+    }
+}
+
+impl From<GroupError> for ApiError {
+    fn from(error: GroupError) -> Self {
+        let code = match error {
+            GroupError::Topic(error) => return error.into(),
+            GroupError::Read(error) => return error.into(),
+            GroupError::InvalidName { .. } => Code::InvalidName,
+            GroupError::NotFound(_) => Code::GroupNotFound,
+            GroupError::NotEmpty { .. } => Code::GroupNotEmpty,
+            GroupError::StaleMember { .. } => Code::StaleMember,
+            GroupError::PartitionNotFound { .. } => Code::PartitionNotFound,
+            GroupError::Invalid(_) => Code::InvalidBody,
+            GroupError::TooLarge { .. } => Code::TooLarge,
+            GroupError::NoOffset { .. } => Code::OffsetOutOfRange,
+            GroupError::Overloaded => Code::Overloaded,
+            GroupError::StorageFull => Code::StorageFull,
+            GroupError::Unavailable(_) => Code::Unavailable,
+            GroupError::OutcomeUnknown(_) => Code::OutcomeUnknown,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod cluster;
 mod error;
+mod groups;
 mod maintenance;
 mod produce;
 mod read;
@@ -22,6 +23,11 @@ mod topics;
 
 pub use cluster::{Check, ClusterView, NodeView, Part, ReplicaView, ShardView};
 pub use error::{AppendError, ProduceError, ReadError, TopicError};
+pub use groups::{
+    AssignedPartition, CommitAs, CommittedOffset, Fenced, GroupDescription, GroupError,
+    GroupSummary, JoinGroup, Member, MemberDescription, MemberView, OffsetCommit, OffsetMove,
+    OffsetReset, ResetMode, ResetOffsets, ResetTo, Revocation, StartOffset, Subscription,
+};
 pub use maintenance::SpaceWatch;
 pub use produce::{
     Acknowledged, Appending, NewHeader, Outcomes, ProduceRecord, RecordFault, RecordFaultKind,
@@ -38,6 +44,9 @@ use parking_lot::{Mutex, RwLock};
 use rand::rngs::SmallRng;
 
 use crate::clock::SharedClock;
+pub use crate::groups::{
+    Assignor, GroupStatus, MemberKind, MemberStatus, Rebalance, RebalanceReason,
+};
 use crate::metadata::MetadataShard;
 use crate::metrics::Metrics;
 use crate::shard::Shard;
@@ -109,6 +118,7 @@ struct Inner {
     handles: RwLock<HashMap<TopicId, Arc<Topic>>>,
     /// Serialises creation, so that a thousand first produces to a topic create it once.
     creating: tokio::sync::Mutex<()>,
+    groups: groups::Groups,
 }
 
 impl fmt::Debug for Broker {
@@ -134,6 +144,7 @@ impl Broker {
                 random: Mutex::new(parts.random),
                 handles: RwLock::new(HashMap::new()),
                 creating: tokio::sync::Mutex::new(()),
+                groups: groups::Groups::default(),
             }),
         }
     }

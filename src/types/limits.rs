@@ -31,6 +31,31 @@ pub const READ_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Longest long poll, in milliseconds.
 pub const READ_WAIT_MS_MAX: u64 = 300_000;
 
+/// Longest name of a group, a member or an instance, in bytes.
+pub const GROUP_NAME_BYTES_MAX: usize = 249;
+
+/// Longest text that a client may store with a committed offset (Kafka's
+/// `offset.metadata.max.bytes`).
+pub const OFFSET_METADATA_BYTES_MAX: usize = 4_096;
+
+/// Members of one group.
+pub const GROUP_MEMBERS_MAX: usize = 1_000;
+
+/// Groups of a cluster.
+pub const GROUPS_MAX: usize = 100_000;
+
+/// Topics that one member may name in its subscription.
+pub const SUBSCRIPTION_TOPICS_MAX: usize = 1_000;
+
+/// Longest pattern that a member may subscribe to, in bytes.
+pub const SUBSCRIPTION_PATTERN_BYTES_MAX: usize = 1_024;
+
+/// Offsets that one commit may name.
+pub const COMMIT_OFFSETS_MAX: usize = 10_000;
+
+/// Rebalances of a group that are remembered.
+pub const GROUP_REBALANCES_MAX: usize = 100;
+
 /// Default of `topics.max_partitions`.
 pub const TOPIC_PARTITIONS_MAX_DEFAULT: u32 = 10_000;
 

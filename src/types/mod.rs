@@ -10,6 +10,7 @@
 //! - only this layer, configuration, metadata commands and API DTOs derive serde.
 
 mod counters;
+mod group;
 mod ids;
 pub mod limits;
 mod names;
@@ -18,6 +19,7 @@ mod time;
 mod topic_config;
 
 pub use counters::{LogPosition, Offset, RaftIndex, Term};
+pub use group::{Epoch, GroupName, GroupNameError, InstanceId, MemberId};
 pub use ids::{ClusterId, NodeId, PartitionId, ReplicaId, ShardId, TopicId, TopicPartition};
 pub use names::{NameError, TopicName};
 pub use principal::Principal;
