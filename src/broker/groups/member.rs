@@ -126,7 +126,10 @@ impl Member {
     /// [`GroupError::NoOffset`], and those of reading the partition's bounds.
     pub async fn start_of(&self, assigned: &AssignedPartition) -> Result<StartOffset, GroupError> {
         let topic = self.broker.topic(&self.shared.principal, assigned.topic.as_str())?;
-        let (log_start, log_end) = self.broker.bounds(&topic, assigned.partition)?;
+        let (log_start, log_end) = {
+            let principal = &self.shared.principal;
+            self.broker.bounds(principal, &topic, assigned.partition).await?
+        };
         let reset_from = match assigned.committed {
             Some(offset) if (log_start..=log_end).contains(&offset) => {
                 return Ok(StartOffset { offset, reset_from: None });

@@ -14,7 +14,7 @@ use crate::broker::{
     GroupSummary, JoinGroup, Member, MemberView, OffsetCommit, OffsetMove, ResetMode, ResetOffsets,
     ResetTo, Start, Subscription,
 };
-use crate::broker::{OnDamage, Topic};
+use crate::broker::{OnDamage, Search, Topic};
 use crate::groups::{Assignor, Departure, GroupStatus};
 use crate::types::{
     Epoch, GroupName, MemberId, Offset, PartitionId, Principal, Timestamp, TopicId, TopicName,
@@ -152,10 +152,14 @@ impl Broker {
             let group = groups.get(name).ok_or_else(|| GroupError::NotFound(name.to_owned()))?;
             group.offsets.clone()
         };
-        let committed = |(of, stored): (TopicPartition, Stored)| {
-            let topic = self.topic(principal, stored.topic.as_str()).ok()?;
-            let (log_start, log_end) = self.bounds(&topic, of.partition).ok()?;
-            Some(CommittedOffset {
+        let mut offsets = Vec::with_capacity(stored.len());
+        for (of, stored) in stored {
+            let Ok(topic) = self.topic(principal, stored.topic.as_str()) else { continue };
+            let Ok((log_start, log_end)) = self.bounds(principal, &topic, of.partition).await
+            else {
+                continue;
+            };
+            offsets.push(CommittedOffset {
                 topic: stored.topic,
                 topic_id: of.topic,
                 partition: of.partition,
@@ -165,9 +169,8 @@ impl Broker {
                 log_end,
                 lag: log_end.records_since(stored.offset.max(log_start)),
                 lag_ms: None,
-            })
-        };
-        let mut offsets: Vec<_> = stored.into_iter().filter_map(committed).collect();
+            });
+        }
         offsets.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         Ok(offsets)
     }
@@ -229,7 +232,7 @@ impl Broker {
                 .iter()
                 .find(|of| of.topic_id == topic.summary().id && of.partition == partition)
                 .map(|of| of.offset);
-            let to = self.reset_target(&topic, partition, (from, reset.to)).await?;
+            let to = self.reset_target(principal, &topic, partition, (from, reset.to)).await?;
             moves.push(OffsetMove { topic: topic.summary().name.clone(), partition, from, to });
         }
         if reset.mode == ResetMode::Apply {
@@ -247,11 +250,12 @@ impl Broker {
 
     async fn reset_target(
         &self,
+        principal: &Principal,
         topic: &Arc<Topic>,
         partition: PartitionId,
         (from, to): (Option<Offset>, ResetTo),
     ) -> Result<Offset, GroupError> {
-        let (log_start, log_end) = self.bounds(topic, partition)?;
+        let (log_start, log_end) = self.bounds(principal, topic, partition).await?;
         let wanted = match to {
             ResetTo::Earliest => log_start,
             ResetTo::Latest => log_end,
@@ -262,7 +266,8 @@ impl Broker {
             }
             ResetTo::Timestamp(timestamp) => {
                 let start = Start::Timestamp(timestamp);
-                let found = self.start_offsets(topic, &[partition], start, OnDamage::Skip).await?;
+                let search = Search { start, on_damage: OnDamage::Skip };
+                let found = self.start_offsets(principal, topic, &[partition], search).await?;
                 found.first().map_or(log_end, |(_, offset)| *offset)
             }
         };
