@@ -99,12 +99,14 @@ impl Broker {
         let mut steps = StepWatch::new(self.now(), self.monotonic());
         loop {
             tick.tick().await;
-            if steps.is_paused(self.now(), self.monotonic()) {
+            // The time that was checked is the one that is used: the clock may be stepped meanwhile.
+            let now = self.now();
+            if steps.is_paused(now, self.monotonic()) {
                 tracing::warn!("the wall clock was stepped: retention pauses for an hour");
                 continue;
             }
             for shard in self.inner.shards.values() {
-                match shard.run_retention().await {
+                match shard.run_retention(now).await {
                     Ok(0) => {}
                     Ok(moved) => tracing::info!(shard = %shard.id(), moved, "retention"),
                     Err(error) => tracing::warn!(shard = %shard.id(), %error, "retention failed"),

@@ -25,7 +25,7 @@ use crate::shard::{self, Shard, ShardParts};
 use crate::storage::ballast::Ballast;
 use crate::storage::checkpoint::CheckpointStore;
 use crate::storage::fs::SharedFs;
-use crate::storage::fs::sim::SimFs;
+use crate::storage::fs::sim::{Operation, SimFs};
 use crate::storage::log::{self, Store};
 use crate::storage::wal::{self, Wal};
 use crate::types::{
@@ -34,6 +34,8 @@ use crate::types::{
 
 const NODE: NodeId = NodeId::new(1);
 const DATA_SHARD: ShardId = ShardId::new(1);
+/// What tokio calls the threads for blocking work.
+const BLOCKING_THREAD: &str = "tokio-rt-worker";
 
 /// One node's running parts.
 struct Node {
@@ -328,4 +330,34 @@ async fn a_cut_between_any_two_steps_of_a_checkpoint_loses_nothing() {
         whole += u32::from(finished);
     }
     assert!((1..36).contains(&whole), "{whole} of 40 checkpoints were not cut");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retention_pass_ends_in_one_checkpoint_whose_files_go_off_the_shards_thread() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let shared: SharedClock = Arc::clone(&clock) as SharedClock;
+    let node = Node::start(&fs, &clock).await;
+    let configs = vec![("retention.ms".to_owned(), "1000".to_owned())];
+    let asked = CreateTopic { partitions: Some(20), configs, ..CreateTopic::default() };
+    let (_, topic) = node.broker.create_topic(&anyone(), "old", asked).await.unwrap();
+    for n in 0..200 {
+        produce(&node.broker, &topic, &format!("k{n}"), n.to_string()).await;
+    }
+    node.shard.checkpoint().await.unwrap();
+    let performed =
+        |operation| ["shard-1", BLOCKING_THREAD].map(|thread| fs.performed_by(thread, operation));
+    let (renames, removals) = (performed(Operation::Rename), performed(Operation::Remove));
+    clock.advance(Duration::from_secs(60));
+    let moved = node.shard.run_retention(shared.now()).await.unwrap();
+    assert_eq!(moved, 20);
+    let gone = async {
+        // A log and two indexes, there or not.
+        while performed(Operation::Remove)[1] < removals[1] + 3 * moved as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+    assert_eq!(performed(Operation::Remove)[0], removals[0], "the shard's thread removes none");
+    assert_eq!(performed(Operation::Rename), [renames[0], renames[1] + 1], "one checkpoint");
+    node.stop().await;
 }

@@ -134,7 +134,7 @@ impl Checkpointer {
         match self.make_durable(picture).await {
             Ok(removed) => {
                 self.machine.lock().picture_durable(covers);
-                removed.into_iter().for_each(Removed::unlink);
+                unlink(removed).await;
                 self.metrics.checkpoint_seconds.observe_duration(started.elapsed());
                 Ok(())
             }
@@ -165,11 +165,7 @@ impl Checkpointer {
                 Err(error) => Err((Box::new(picture), error.into())),
             }
         });
-        match work.await {
-            Ok(result) => result,
-            // The blocking pool ends only with the process.
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        joined(work.await)
     }
 
     /// Returns whether the log is too large and a newer checkpoint of this shard would let a file
@@ -192,4 +188,19 @@ impl Checkpointer {
             group.purge(*held).await;
         }
     }
+}
+
+/// Unlinks files off the shard's thread: freeing a large one takes the disk a while. Waits for it,
+/// so that there is at most one such job a shard.
+async fn unlink(removed: Vec<Removed>) {
+    if removed.iter().all(Removed::is_empty) {
+        return;
+    }
+    let unlinking = move || removed.into_iter().for_each(Removed::unlink);
+    joined(tokio::task::spawn_blocking(unlinking).await);
+}
+
+fn joined<T>(work: Result<T, tokio::task::JoinError>) -> T {
+    // The blocking pool ends only with the process.
+    work.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

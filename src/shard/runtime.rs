@@ -24,7 +24,8 @@ use crate::storage::checkpoint::{CheckpointStore, ShardCheckpoint};
 use crate::storage::log::{DamagedRange, Store};
 use crate::storage::wal::Wal;
 use crate::types::{
-    LogPosition, Offset, PartitionId, ReplicaId, ShardId, TopicConfig, TopicId, TopicPartition,
+    LogPosition, Offset, PartitionId, ReplicaId, ShardId, Timestamp, TopicConfig, TopicId,
+    TopicPartition,
 };
 
 /// Settings of a shard.
@@ -220,24 +221,35 @@ impl Shard {
         partition: TopicPartition,
         offset: Offset,
     ) -> Result<(), ControlError> {
-        self.control(Body::LogStart { partition, offset }).await?;
-        self.inner.opened.checkpointer.wanted.notify_one();
-        Ok(())
+        self.advance_log_starts(vec![(partition, offset)]).await
     }
 
-    /// Moves the log starts that retention wants moved now, as the leader does by itself now and
-    /// then. Returns how many moved.
+    /// Moves the log starts that retention wants moved at `now`, as the leader does by itself now
+    /// and then. Returns how many moved. The caller has checked that the clock can be trusted.
     ///
     /// # Errors
     /// [`ControlError`].
-    pub async fn run_retention(&self) -> Result<usize, ControlError> {
-        let targets =
-            self.inner.opened.machine.lock().retention_targets(self.inner.opened.clock.now());
+    pub async fn run_retention(&self, now: Timestamp) -> Result<usize, ControlError> {
+        let targets = self.inner.opened.machine.lock().retention_targets(now);
         let count = targets.len();
-        for (partition, offset) in targets {
-            self.advance_log_start(partition, offset).await?;
-        }
+        self.advance_log_starts(targets).await?;
         Ok(count)
+    }
+
+    /// Moves log starts, and asks for one checkpoint, with which the files of all of them go.
+    async fn advance_log_starts(
+        &self,
+        targets: Vec<(TopicPartition, Offset)>,
+    ) -> Result<(), ControlError> {
+        let mut moved = Ok(());
+        for (partition, offset) in targets {
+            moved = self.control(Body::LogStart { partition, offset }).await;
+            if moved.is_err() {
+                break;
+            }
+        }
+        self.inner.opened.checkpointer.wanted.notify_one();
+        moved
     }
 
     /// Writes a checkpoint now, if anything changed.

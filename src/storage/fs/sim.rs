@@ -10,6 +10,7 @@
 //!   so;
 //! - nothing is random but by a given seed, so a failing sequence can be played again.
 
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,6 +118,8 @@ struct State {
     disk: Disk,
     faults: Vec<Fault>,
     counters: Counters,
+    /// By the name of the thread.
+    performed: HashMap<(Operation, String), u64>,
     capacity_bytes: Option<u64>,
     /// Changes that still work before the machine stands still.
     changes_left: Option<u64>,
@@ -143,6 +146,7 @@ impl Shared {
             disk,
             faults: Vec::new(),
             counters: Counters::default(),
+            performed: HashMap::new(),
             capacity_bytes,
             changes_left: None,
             syncs_held: false,
@@ -230,6 +234,12 @@ impl SimFs {
         self.shared.resumed.notify_all();
     }
 
+    /// Returns how many operations of a kind a thread of a given name asked for.
+    pub fn performed_by(&self, thread: &str, operation: Operation) -> u64 {
+        let state = self.shared.state.lock();
+        state.performed.get(&(operation, thread.to_owned())).copied().unwrap_or(0)
+    }
+
     /// Returns how many operations were asked for.
     pub fn counters(&self) -> Counters {
         self.shared.state.lock().counters
@@ -252,6 +262,8 @@ impl State {
             *counter += 1;
         }
         self.counters.changes += u64::from(changes);
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        *self.performed.entry((operation, thread)).or_default() += 1;
         if let Some(left) = &mut self.changes_left {
             if *left == 0 {
                 return Err(io::Error::other("the simulated machine has stopped"));
