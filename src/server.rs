@@ -32,18 +32,19 @@ use crate::metrics::Metrics;
 use crate::raft;
 use crate::shard::{self, Shard, ShardParts};
 use crate::storage::ballast::Ballast;
-use crate::storage::checkpoint::{CheckpointStore, ShardCheckpoint};
 use crate::storage::fs::{RealFs, SharedFs};
 use crate::storage::log::Store;
-use crate::storage::{log, wal};
+use crate::storage::wal;
 use crate::tasks::Tracker;
 use crate::types::{NodeId, Principal, ReplicaId, ShardId};
 
+mod disk;
 mod health;
 mod http;
 mod identity;
 mod observe;
 
+use disk::{DataFiles, Disk};
 use identity::{Identity, Lock};
 
 /// How long requests and streams may take to end after the server was asked to stop.
@@ -61,6 +62,17 @@ pub enum Error {
     /// A shard's checkpoint could not be read.
     #[error("a checkpoint could not be read: {}", chain(.0.as_ref()))]
     Checkpoint(Box<dyn std::error::Error + Send + Sync>),
+    /// There are segments, and neither a log nor a checkpoint that knows of any.
+    #[error(
+        "{path} has segments, {wal} is new and there are no checkpoints: a part of the data is \
+         elsewhere, or lost"
+    )]
+    Unknown {
+        /// Where the segments are.
+        path: PathBuf,
+        /// Where the write-ahead log should be.
+        wal: PathBuf,
+    },
     /// A shard could not start.
     #[error(transparent)]
     Shard(#[from] shard::OpenError),
@@ -148,11 +160,11 @@ impl Server {
         let (identity, lock) = identity::open(config)?;
         let metrics = Metrics::shared();
         let tasks = Tracker::new();
+        let ballast = Arc::new(Ballast::new(Arc::clone(&fs), config.data_dir.join("ballast")));
         let Disk { wal, store, metadata_files, data_files } =
             Disk::open(config, &identity, &fs, &clock, &metrics)?;
         let (fail, failed) = watch::channel(None);
         end_on_poison(&wal, &store, &fail);
-        let ballast = Arc::new(Ballast::new(Arc::clone(&fs), config.data_dir.join("ballast")));
         let node = MetadataCommon { wal: &wal, ballast: &ballast, fail };
         let (metadata, view) =
             start_metadata(config, &identity, metadata_files, node, &tasks).await?;
@@ -275,99 +287,6 @@ fn raft_config(config: &Config) -> raft::Config {
         election_min: config.raft.election_min,
         election_max: config.raft.election_max,
     }
-}
-
-type DataFiles = (CheckpointStore, Option<ShardCheckpoint>);
-
-/// The node's files, opened in the one order that is safe: checkpoints first, since the log must
-/// not be cut below what they cover, and files that no checkpoint names go before any log is
-/// replayed.
-struct Disk {
-    wal: wal::Wal,
-    store: Arc<Store>,
-    metadata_files: (CheckpointFile, Option<metadata::Checkpoint>),
-    data_files: BTreeMap<ShardId, DataFiles>,
-}
-
-impl Disk {
-    fn open(
-        config: &Config,
-        identity: &Identity,
-        fs: &SharedFs,
-        clock: &SharedClock,
-        metrics: &Arc<Metrics>,
-    ) -> Result<Self, Error> {
-        let shard_directory = |shard: ShardId| -> Result<PathBuf, Error> {
-            let directory = config.data_dir.join("shards").join(shard.to_string());
-            fs.create_dir_all(&directory).map_err(|source| io_error(&directory, source))?;
-            // A checkpoint is only as durable as the names of the directories it is in.
-            for above in directory.ancestors().skip(1).take(2) {
-                fs.sync_dir(above).map_err(|source| io_error(above, source))?;
-            }
-            Ok(directory)
-        };
-        let mut floors = BTreeMap::new();
-        let files = CheckpointFile::new(Arc::clone(fs), &shard_directory(ShardId::METADATA)?);
-        let loaded = files.load().map_err(|error| Error::Checkpoint(error.into()))?;
-        let metadata = loaded.map(|loaded| loaded.checkpoint);
-        if let Some(checkpoint) = &metadata {
-            floors.insert(identity.replica(ShardId::METADATA), checkpoint.applied);
-        }
-        let mut data_files = BTreeMap::new();
-        for shard in identity.data_shards() {
-            let (store, checkpoint) =
-                CheckpointStore::open(Arc::clone(fs), &shard_directory(shard)?)
-                    .map_err(|error| Error::Checkpoint(error.into()))?;
-            if let Some(applied) = checkpoint.as_ref().and_then(|checkpoint| checkpoint.applied) {
-                floors.insert(identity.replica(shard), applied);
-            }
-            data_files.insert(shard, (store, checkpoint));
-        }
-        let store = Store::new(
-            Arc::clone(fs),
-            config.data_dir.join("partitions"),
-            log::Config {
-                tail_cache_bytes: usize::try_from(config.storage.tail_cache_bytes)
-                    .unwrap_or(usize::MAX),
-                open_files: config.storage.open_files,
-                ..log::Config::default()
-            },
-            Arc::clone(clock),
-        );
-        remove_orphans(&store, &data_files)?;
-        let wal_config = wal::Config {
-            file_bytes: config.wal.file_bytes,
-            max_bytes: config.wal.max_bytes,
-            on_damage: wal::OnDamage::Refuse,
-        };
-        let observer = observe::WalObserver::shared(metrics, clock);
-        let (wal, recovery) =
-            wal::Wal::open(Arc::clone(fs), &config.wal_dir, wal_config, &floors, observer)?;
-        if let Some(torn) = recovery.torn_tail {
-            tracing::warn!(%torn, "the log's last round was never synced and is cut");
-        }
-        Ok(Self { wal, store, metadata_files: (files, metadata), data_files })
-    }
-}
-
-fn remove_orphans(
-    store: &Arc<Store>,
-    data_files: &BTreeMap<ShardId, DataFiles>,
-) -> Result<(), Error> {
-    let refuse = |error: log::Error| Error::Checkpoint(error.into());
-    let checkpoints = data_files.values().filter_map(|(_, checkpoint)| checkpoint.as_ref());
-    let states = checkpoints.flat_map(|checkpoint| checkpoint.partitions.iter());
-    let orphans = store.orphans(states).map_err(refuse)?;
-    if !orphans.is_empty() {
-        let bytes: u64 = orphans.iter().map(|orphan| orphan.len).sum();
-        tracing::warn!(
-            files = orphans.len(),
-            bytes,
-            "removing files that no checkpoint names; what they held is in the log"
-        );
-        store.remove_orphans(&orphans).map_err(refuse)?;
-    }
-    Ok(())
 }
 
 /// Has the node end when its log or its segments fail: what cannot be written must not be served as

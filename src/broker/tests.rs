@@ -62,10 +62,10 @@ impl Node {
         let image_checkpoint = files.load().unwrap().map(|loaded| loaded.checkpoint);
         let (checkpoints, checkpoint) =
             CheckpointStore::open(Arc::clone(&shared), Path::new("shards/1")).unwrap();
-        let mut floors = BTreeMap::new();
-        floors.extend(image_checkpoint.as_ref().map(|c| (ReplicaId::new(1), c.applied)));
-        floors
-            .extend(checkpoint.as_ref().and_then(|c| c.applied).map(|at| (ReplicaId::new(2), at)));
+        let floors = BTreeMap::from([
+            (ReplicaId::new(1), image_checkpoint.as_ref().map(|c| c.applied)),
+            (ReplicaId::new(2), checkpoint.as_ref().and_then(|c| c.applied)),
+        ]);
         let store = Store::new(
             Arc::clone(&shared),
             PathBuf::from("partitions"),

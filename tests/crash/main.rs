@@ -26,4 +26,5 @@ mod load;
 mod murmur2;
 mod node;
 mod power;
+mod start;
 mod stop;

@@ -36,6 +36,20 @@ pub enum Error {
         /// The end of the log that was found torn, if it was.
         torn: Option<Damage>,
     },
+    /// The replica's log was purged because a checkpoint covered what it had, and that checkpoint
+    /// is gone: a part of the replica's records is in neither.
+    #[error(
+        "the log of replica {replica} starts after index {purged}, its checkpoint is {}",
+        .covers.map_or("missing".to_owned(), |covers| format!("of index {covers}"))
+    )]
+    NoCheckpoint {
+        /// The replica.
+        replica: ReplicaId,
+        /// The last index that is not in its log any more.
+        purged: RaftIndex,
+        /// The last index that its checkpoint covers, `None` when there is no checkpoint.
+        covers: Option<RaftIndex>,
+    },
     /// The index is not in the log any more, or the replica is not.
     #[error("index {index} of replica {replica} is not in the log")]
     NotInLog {

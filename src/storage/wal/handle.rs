@@ -17,8 +17,8 @@ use crate::storage::wal::recovery::recover;
 use crate::storage::wal::state::{Append, Command, OnPoison, Phase, ROUND_BYTES, Shared, State};
 use crate::storage::wal::writer::Writer;
 use crate::storage::wal::{
-    Config, Done, Entry, Error, LogId, Poisoned, Pressure, Recovery, ReplicaState, SharedObserver,
-    Vote,
+    Config, Done, Entry, Error, Floors, LogId, Poisoned, Pressure, Recovery, ReplicaState,
+    SharedObserver, Vote,
 };
 use crate::types::{RaftIndex, ReplicaId, Term};
 
@@ -56,17 +56,18 @@ impl Drop for Handle {
 impl Wal {
     /// Opens the log in `dir`, which is made if it does not exist, and starts its threads.
     ///
-    /// `floors` has for each replica the applied index of its durable checkpoint: a log that ends
-    /// before it has lost something.
+    /// A log that ends before a replica's floor has lost something, and one that starts after it
+    /// has nothing to be applied to.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Damaged`] and [`Error::Behind`] when synced entries were lost and
-    /// `config.on_damage` is to refuse: the log is then as it was.
+    /// [`Error::Io`]; [`Error::Damaged`], [`Error::Behind`] and [`Error::NoCheckpoint`] when
+    /// something that was synced is lost and `config.on_damage` is to refuse: the log is then as it
+    /// was.
     pub fn open(
         fs: SharedFs,
         dir: &Path,
         config: Config,
-        floors: &BTreeMap<ReplicaId, LogId>,
+        floors: &Floors,
         observer: SharedObserver,
     ) -> Result<(Self, Recovery), Error> {
         let recovered = recover(fs.as_ref(), dir, &config, floors)?;

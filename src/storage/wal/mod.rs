@@ -71,6 +71,10 @@ pub enum OnDamage {
     Retire,
 }
 
+/// What is known of the node's replicas beside their log: the applied index of the durable
+/// checkpoint of each, `None` where there is none. A replica that is not named is not checked.
+pub type Floors = BTreeMap<ReplicaId, Option<LogId>>;
+
 /// A log entry as Raft hands it over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

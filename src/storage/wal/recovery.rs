@@ -27,7 +27,7 @@ use crate::storage::wal::rebuild::Rebuild;
 use crate::storage::wal::replay::{Blame, Replay};
 use crate::storage::wal::round::AllMarks;
 use crate::storage::wal::writer::Current;
-use crate::storage::wal::{Config, Damage, Error, LogId, Recovery};
+use crate::storage::wal::{Config, Damage, Error, Floors, Recovery};
 use crate::types::ReplicaId;
 
 /// A closed last file of at most this size is copied all the same, so that many restarts do not
@@ -101,7 +101,7 @@ pub(super) fn recover(
     fs: &dyn Fs,
     dir: &Path,
     config: &Config,
-    floors: &BTreeMap<ReplicaId, LogId>,
+    floors: &Floors,
 ) -> Result<Recovered, Error> {
     prepare_dir(fs, dir)?;
     let mut listing = list(fs, dir)?;

@@ -12,7 +12,7 @@ use crate::storage::wal::format::{FrameHead, Kind, parse_vote};
 use crate::storage::wal::index::{ReplicaLog, Slot};
 use crate::storage::wal::parse::Frame;
 use crate::storage::wal::round::AllMarks;
-use crate::storage::wal::{Damage, Error, LogId, OnDamage};
+use crate::storage::wal::{Damage, Error, Floors, LogId, OnDamage};
 use crate::types::{RaftIndex, ReplicaId};
 
 /// Whose frames were in a damaged place.
@@ -191,7 +191,25 @@ impl Replay {
     ///
     /// # Errors
     /// [`Error::Damaged`] and [`Error::Behind`] when a damaged log is not to be opened.
-    pub(super) fn check(&mut self, floors: &BTreeMap<ReplicaId, LogId>) -> Result<(), Error> {
+    pub(super) fn check(&mut self, floors: &Floors) -> Result<(), Error> {
+        let with_checkpoint =
+            |(replica, floor): (&ReplicaId, &Option<LogId>)| floor.map(|floor| (*replica, floor));
+        let known = floors.iter().filter_map(with_checkpoint).collect();
+        self.check_damage(&known)?;
+        for (replica, floor) in floors {
+            if !self.damaged.contains_key(replica) {
+                self.check_checkpoint(*replica, *floor)?;
+            }
+        }
+        for replica in self.damaged.keys() {
+            self.replicas.remove(replica);
+            self.marks.remove(replica);
+            self.dropped.insert(*replica);
+        }
+        Ok(())
+    }
+
+    fn check_damage(&mut self, floors: &BTreeMap<ReplicaId, LogId>) -> Result<(), Error> {
         for finding in std::mem::take(&mut self.findings) {
             if self.is_forgiven(&finding, floors) {
                 continue;
@@ -215,11 +233,6 @@ impl Replay {
             if !self.damaged.contains_key(&replica) {
                 self.check_replica(replica, floors.get(&replica).copied())?;
             }
-        }
-        for replica in self.damaged.keys() {
-            self.replicas.remove(replica);
-            self.marks.remove(replica);
-            self.dropped.insert(*replica);
         }
         Ok(())
     }
@@ -283,6 +296,24 @@ impl Replay {
         let reason = format!("replica {replica} has no entries between {purged:?} and {first}");
         let damage = Damage { path: self.dir.clone(), position: 0, reason };
         self.refuse(&damage)?;
+        self.damaged.entry(replica).or_default().push(damage);
+        Ok(())
+    }
+
+    /// Checks that a replica's checkpoint reaches to where its log starts.
+    fn check_checkpoint(&mut self, replica: ReplicaId, floor: Option<LogId>) -> Result<(), Error> {
+        let Some(purged) = self.replicas.get(&replica).and_then(ReplicaLog::purged) else {
+            return Ok(());
+        };
+        let covers = floor.map(|floor| floor.index);
+        if covers >= Some(purged.index) {
+            return Ok(());
+        }
+        let error = Error::NoCheckpoint { replica, purged: purged.index, covers };
+        if self.on_damage == OnDamage::Refuse {
+            return Err(error);
+        }
+        let damage = Damage { path: self.dir.clone(), position: 0, reason: error.to_string() };
         self.damaged.entry(replica).or_default().push(damage);
         Ok(())
     }

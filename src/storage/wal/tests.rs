@@ -73,13 +73,13 @@ pub(super) fn flat(entries: &[Entry]) -> Vec<(u64, u64, Vec<u8>)> {
 
 /// Opens with what checkpoints say of the replicas, as a lone node does.
 pub(super) fn open_with(fs: &SimFs, floors: &[(u64, LogId)]) -> Result<(Wal, Recovery), Error> {
-    let floors = floors.iter().map(|(of, id)| (replica(*of), *id)).collect();
+    let floors = floors.iter().map(|(of, id)| (replica(*of), Some(*id))).collect();
     Wal::open(fs.shared(), dir(), config(), &floors, Arc::new(NoObserver))
 }
 
 /// Opens as a node of a cluster does.
 pub(super) fn open_retiring(fs: &SimFs, floors: &[(u64, LogId)]) -> (Wal, Recovery) {
-    let floors = floors.iter().map(|(of, id)| (replica(*of), *id)).collect();
+    let floors = floors.iter().map(|(of, id)| (replica(*of), Some(*id))).collect();
     let config = Config { on_damage: OnDamage::Retire, ..config() };
     Wal::open(fs.shared(), dir(), config, &floors, Arc::new(NoObserver)).unwrap()
 }

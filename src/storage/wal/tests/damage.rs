@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::storage::wal::format::{FILE_HEADER_BYTES, ROUND_MAGIC};
-use crate::storage::wal::{Salvage, dump};
+use crate::storage::wal::{Floors, Salvage, dump};
 
 /// Replica 1 has fixed-size entries, votes and truncations, each in its own round.
 fn step(wal: &Wal, at: u64) {
@@ -142,6 +142,35 @@ fn a_cut_below_a_checkpoint_or_a_committed_mark_is_refused() {
     let (_, recovery) = open_retiring(&fs, &[(1, id(1, 5)), (2, id(1, 4))]);
     assert_eq!(recovery.damaged.keys().collect::<Vec<_>>(), [&replica(1)]);
     assert_eq!(recovery.replicas.keys().collect::<Vec<_>>(), [&replica(2)]);
+}
+
+#[test]
+fn a_log_that_starts_after_what_a_checkpoint_covers_is_refused_and_left_as_it_is() {
+    let fs = SimFs::new();
+    let (wal, _) = open(&fs);
+    append_range(&wal, 1, 1, 1..10, 20).unwrap();
+    wal.purge(replica(1), id(1, 5));
+    barrier(&wal).unwrap();
+    append_range(&wal, 1, 1, 10..11, 20).unwrap();
+    wal.close().unwrap();
+    let all = |fs: &SimFs| -> Vec<_> {
+        let files = Fs::list(fs, dir()).unwrap().into_iter().map(|entry| dir().join(entry.name));
+        files.map(|path| (path.clone(), read_bytes(fs, &path))).collect()
+    };
+    let before = all(&fs);
+    let open = |floor: Option<LogId>| {
+        let floors = Floors::from([(replica(1), floor), (replica(2), None)]);
+        Wal::open(fs.shared(), dir(), config(), &floors, Arc::new(NoObserver))
+    };
+    for floor in [None, Some(id(1, 4))] {
+        let refused = open(floor).unwrap_err();
+        assert!(
+            matches!(refused, Error::NoCheckpoint { purged, .. } if purged == index(5)),
+            "{refused}"
+        );
+        assert_eq!(all(&fs), before);
+    }
+    drop(open(Some(id(1, 5))).unwrap());
 }
 
 #[test]
