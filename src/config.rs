@@ -269,10 +269,13 @@ impl Effective {
     /// # Errors
     /// [`Invalid`] with one problem for each such setting.
     pub fn refuse_unsupported(&self) -> Result<(), Invalid> {
+        let cluster = &self.config.cluster;
         let asked = [
-            ("cluster.listen", self.config.cluster.listen.is_some()),
-            ("cluster.initial", !self.config.cluster.initial.is_empty()),
-            ("cluster.join", !self.config.cluster.join.is_empty()),
+            ("cluster.listen", cluster.listen.is_some()),
+            ("cluster.initial", !cluster.initial.is_empty()),
+            ("cluster.join", !cluster.join.is_empty()),
+            ("cluster.secret", cluster.secret.is_some()),
+            ("cluster.tls.cert", cluster.tls.is_some()),
             ("metadata.url", self.config.metadata.url.is_some()),
         ];
         let problems = asked.into_iter().filter(|(_, set)| *set).map(|(key, _)| Problem {

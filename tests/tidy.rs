@@ -64,6 +64,8 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["types"]),
+    ("offline", &["storage", "cli"]),
+    ("process", &[]),
 ];
 
 /// Parts that compose the others.
@@ -82,7 +84,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["cli", "main"]),
     (
         "tokio",
-        &["tasks", "raft", "shard", "metadata", "broker", "api", "kafka", "server", "cli", "main"],
+        &[
+            "tasks", "raft", "shard", "metadata", "broker", "api", "kafka", "server", "cli",
+            "process", "main",
+        ],
     ),
     ("serde_json", &["types", "metadata", "auth", "broker", "api", "cli", "server", "config"]),
 ];

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - a page is printed when it has arrived whole, and the cursor moves with it: a broken connection
 //!   neither repeats nor skips a record;
-//! - a page's size is bounded by the server's `max_bytes`, so memory is.
+//! - a page's size is bounded by the server's `max_bytes`, so memory is;
+//! - records that should have come and did not, because they are deleted or damaged, are told on
+//!   standard error.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use reqwest::header::ACCEPT;
 
 use super::ConsumeArgs;
 use super::client::{Client, NoConnection, Refusal, send, without_url};
+use super::progress::{Progress, Stdout};
 
 /// Records asked for at a time.
 const PAGE_RECORDS: u64 = 5_000;
@@ -30,6 +33,8 @@ struct Page {
     lines: Bytes,
     records: u64,
     next: String,
+    /// Offsets that were asked for and are gone, as the server writes them: `0:5-9,1:0-3`.
+    gaps: Option<String>,
 }
 
 /// Where the next page starts.
@@ -43,14 +48,33 @@ enum Position {
 /// Runs the command.
 pub(super) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.server.url)?;
+    let mut progress = Progress::start(None, Stdout::Data);
+    let outcome = read(&client, &args, &mut progress).await;
+    progress.finish();
+    let position = outcome?;
+    if progress.is_shown() {
+        writeln!(io::stderr(), "{}", progress.rates())?;
+    }
+    if let (true, Position::Cursor(cursor)) = (args.cursor, position) {
+        writeln!(io::stderr(), "{cursor}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints page after page, and returns where the next one would start.
+async fn read(
+    client: &Client,
+    args: &ConsumeArgs,
+    progress: &mut Progress,
+) -> anyhow::Result<Position> {
     let mut position = Position::Start;
     let mut left = args.limit.unwrap_or(u64::MAX);
     let mut pause = RETRY_FIRST;
     while left > 0 {
-        let page = match fetch(&client, &args, &position, left).await {
+        let page = match fetch(client, args, &position, left).await {
             Ok(page) => page,
             Err(error) if args.follow && is_passing(&error) => {
-                writeln!(io::stderr(), "{error:#}; trying again")?;
+                progress.say(&format!("{error:#}; trying again"))?;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
                 continue;
@@ -64,10 +88,15 @@ pub(super) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
         out.write_all(&page.lines)?;
         out.flush()?;
         drop(out);
+        progress.add_records(page.records);
+        progress.add_bytes(u64::try_from(page.lines.len())?);
+        if let Some(gaps) = &page.gaps {
+            progress.say(&format!("not there any more: {gaps} (partition:first-last offset)"))?;
+        }
         left = left.saturating_sub(page.records);
-        // With a filter an empty page may only mean that nothing matched; then the cursor moved.
+        // With a filter, or behind a gap, an empty page may only mean that the cursor moved.
         let has_moved = match &position {
-            Position::Start => has_filter(&args),
+            Position::Start => has_filter(args) || page.gaps.is_some(),
             Position::Cursor(cursor) => *cursor != page.next,
         };
         let is_end = page.records == 0 && !has_moved;
@@ -76,10 +105,7 @@ pub(super) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
             break;
         }
     }
-    if let (true, Position::Cursor(cursor)) = (args.cursor, position) {
-        writeln!(io::stderr(), "{cursor}")?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(position)
 }
 
 fn has_filter(args: &ConsumeArgs) -> bool {
@@ -126,13 +152,21 @@ async fn fetch(
     if args.follow {
         query.push(("wait", WAIT_MS));
     }
+    if args.skip_damaged {
+        query.push(("skip_damaged", "true"));
+    }
     let request = client
         .topics(Method::GET, Some(&args.topic), "records", &query)
         .header(ACCEPT, "application/x-ndjson");
     let response = send(request).await?;
-    let next = response.headers().get("Eddyline-Next").and_then(|value| value.to_str().ok());
-    let next = next.context("the server's answer has no header Eddyline-Next")?.to_owned();
+    let header = |name| {
+        let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+        value.map(str::to_owned)
+    };
+    let next =
+        header("Eddyline-Next").context("the server's answer has no header Eddyline-Next")?;
+    let gaps = header("Eddyline-Gaps");
     let lines = response.bytes().await.map_err(without_url)?;
     let records = u64::try_from(memchr::memchr_iter(b'\n', &lines).count())?;
-    Ok(Page { lines, records, next })
+    Ok(Page { lines, records, next, gaps })
 }

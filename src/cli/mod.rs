@@ -25,6 +25,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::types::TopicName;
 
+/// Exit code of a command line or a configuration that is wrong, `EX_USAGE` of sysexits.h.
+pub const EXIT_USAGE: u8 = 64;
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "eddyline", version, about, args_conflicts_with_subcommands = true)]
@@ -174,7 +177,7 @@ pub enum WalCommand {
 #[derive(Debug, Clone, Args)]
 struct ServerArgs {
     /// URL of a server.
-    #[arg(long, env = "EDDYLINE_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, global = true, env = "EDDYLINE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
 }
 
@@ -274,6 +277,9 @@ pub struct ConsumeArgs {
     /// Only records with this header; may be given several times.
     #[arg(long = "header", value_name = "NAME:VALUE")]
     headers: Vec<String>,
+    /// Go around records that are damaged on the server's disk; what is left out is told.
+    #[arg(long)]
+    skip_damaged: bool,
     /// Print the cursor to go on from to standard error at the end.
     #[arg(long)]
     cursor: bool,
@@ -302,13 +308,19 @@ fn topic_name(text: &str) -> Result<TopicName, String> {
     TopicName::parse(text).map_err(|error| error.to_string())
 }
 
-/// Parses the process's command line; prints help or a usage error and ends the process where one
-/// is due. `settings` is printed below the long help.
-pub fn parse(settings: String) -> Command {
-    let matches = CommandLine::command().after_long_help(settings).get_matches();
-    match CommandLine::from_arg_matches(&matches) {
-        Ok(line) => line.command.unwrap_or(Command::Serve(line.serve)),
-        Err(error) => error.exit(),
+/// Parses the process's command line. `settings` is printed below the long help.
+///
+/// # Errors
+/// The code to end with when help or a usage error was printed.
+pub fn parse(settings: String) -> Result<Command, ExitCode> {
+    let matches = CommandLine::command().after_long_help(settings).try_get_matches();
+    match matches.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
+        Ok(line) => Ok(line.command.unwrap_or(Command::Serve(line.serve))),
+        Err(error) => {
+            let _ = error.print();
+            let is_error = error.use_stderr();
+            Err(if is_error { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS })
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - memory is bounded: a few chunks of input wait, reports are counted as they come;
+//! - reports that nobody reads any more (`--reports | head`) are still counted: records go on being
+//!   written, and the exit code tells what became of all of them;
 //! - nothing is sent twice: when the connection breaks, the lines without a report have an unknown
 //!   outcome and are told, not repeated.
 
@@ -22,7 +24,7 @@ use super::ProduceArgs;
 use super::client::{Client, Refusal, refusal, without_url};
 use super::failures::Ledger;
 use super::input::{Chunks, Source};
-use super::progress::Progress;
+use super::progress::{Progress, Stdout};
 
 /// Chunks of input that wait for the connection.
 const CHUNKS_WAITING_MAX: usize = 8;
@@ -47,9 +49,10 @@ struct Report {
 pub(super) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let client = Client::new(&args.server.url)?;
     let sources = Source::list(&args.files);
+    let stdout = if args.reports { Stdout::Data } else { Stdout::Silent };
     let shared = Arc::new(Mutex::new(Shared {
         ledger: Ledger::default(),
-        progress: Progress::start(total_bytes(&sources)),
+        progress: Progress::start(total_bytes(&sources), stdout),
     }));
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
     let (reading, seen) = (sources.clone(), Arc::clone(&shared));
@@ -64,7 +67,7 @@ pub(super) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
         .body(Body::wrap_stream(streaming));
     let outcome = match request.send().await {
         Ok(response) if response.status().is_success() => {
-            read_reports(response, &shared, args.reports).await
+            read_reports(response, &shared, stdout).await
         }
         Ok(response) => Err(refusal(response).await.into()),
         Err(error) => Err(without_url(error)),
@@ -73,7 +76,8 @@ pub(super) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let input = if outcome.is_ok() { reader.await.context("reading the input")? } else { Ok(()) };
     let shared = shared.lock();
     shared.progress.finish();
-    summarise(&shared, &sources)?;
+    // What became of the records is told by the exit code, too, where nobody reads the summary.
+    let _ = summarise(&shared, &sources);
     outcome.with_context(|| format!("producing to {} at {}", args.topic, client.url()))?;
     input?;
     let all_written = shared.ledger.failed() == 0 && shared.ledger.unknown() == 0;
@@ -119,8 +123,9 @@ fn read_all(
 async fn read_reports(
     mut response: Response,
     shared: &Mutex<Shared>,
-    copy: bool,
+    stdout: Stdout,
 ) -> anyhow::Result<()> {
+    let mut is_read = stdout == Stdout::Data;
     let mut partial = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(without_url)? {
         let end = memchr::memrchr(b'\n', &chunk).map_or(0, |at| at + 1);
@@ -128,9 +133,7 @@ async fn read_reports(
         partial.extend_from_slice(lines);
         if end > 0 {
             book(&partial, shared)?;
-            if copy {
-                io::stdout().write_all(&partial)?;
-            }
+            is_read = is_read && print(&partial)?;
             partial.clear();
         }
         partial.extend_from_slice(rest);
@@ -142,6 +145,15 @@ async fn read_reports(
         bail!("the server's last report is cut off");
     }
     Ok(())
+}
+
+/// Prints reports; returns false when their reader went away.
+fn print(lines: &[u8]) -> io::Result<bool> {
+    match io::stdout().write_all(lines) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Books whole report lines.

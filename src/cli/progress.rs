@@ -1,9 +1,19 @@
 //! A progress bar on a terminal, nothing elsewhere.
 
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
+
+/// What a command's standard output carries while the bar is drawn on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stdout {
+    /// Nothing that a bar could mix with.
+    Silent,
+    /// Data: on a terminal they would overwrite each other, so there is no bar then.
+    Data,
+}
 
 /// Counts records and bytes and shows their rates while a terminal watches.
 #[derive(Debug)]
@@ -16,9 +26,10 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Starts counting. `total_bytes` of input, when known, makes it a bar with an end.
-    pub(super) fn start(total_bytes: Option<u64>) -> Self {
+    pub(super) fn start(total_bytes: Option<u64>, stdout: Stdout) -> Self {
         // indicatif draws on stderr and hides itself when that is not a terminal.
         let bar = match total_bytes {
+            _ if stdout == Stdout::Data && io::stdout().is_terminal() => ProgressBar::hidden(),
             Some(total) => ProgressBar::new(total),
             None => ProgressBar::new_spinner(),
         };
@@ -43,6 +54,16 @@ impl Progress {
     pub(super) fn add_bytes(&mut self, count: u64) {
         self.bytes += count;
         self.bar.set_position(self.bytes);
+    }
+
+    /// Shows a line of its own, above the bar if there is one.
+    pub(super) fn say(&self, line: &str) -> io::Result<()> {
+        self.bar.suspend(|| writeln!(io::stderr(), "{line}"))
+    }
+
+    /// Returns whether somebody watches the bar.
+    pub(super) fn is_shown(&self) -> bool {
+        !self.bar.is_hidden()
     }
 
     /// Takes the bar away.

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use super::settings;
 
 /// Variables with the prefix that are not settings: the client's own, and the test suite's.
-const NOT_SETTINGS: &[&str] = &["CONFIG", "URL", "SHARED", "CRASH_ROUNDS", "CRASH_SEED"];
+const NOT_SETTINGS: &[&str] =
+    &["CONFIG", "URL", "SHARED", "NO_SKIP", "CRASH_ROUNDS", "CRASH_SEED", "CUT_ROUNDS"];
 /// What Kubernetes sets in every pod beside a service of this name; none is a setting.
 const INJECTED: &[&str] = &["SERVICE_HOST", "SERVICE_PORT", "PORT"];
 const PREFIX: &str = "EDDYLINE_";

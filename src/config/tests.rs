@@ -51,6 +51,8 @@ fn later_sources_win() {
         ("EDDYLINE_WAL__FILE_BYTES", "3 MiB"),
         ("EDDYLINE_TOPICS__MAX_PARTITIONS", "88"),
         ("EDDYLINE_URL", "http://elsewhere"),
+        ("EDDYLINE_CUT_ROUNDS", "3"),
+        ("EDDYLINE_NO_SKIP", "1"),
         ("EDDYLINE_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
         ("PATH", "/bin"),
     ];
@@ -183,6 +185,14 @@ fn what_this_version_cannot_do_is_refused_and_not_ignored() {
     let refused = load(&set(&pairs), MACHINE).unwrap().refuse_unsupported().unwrap_err();
     assert_eq!(refused.problems().len(), 1);
     assert!(!refused.to_string().contains("secret"));
+    // What would protect a cluster protects nothing here, so nobody may believe that it does.
+    let secret = "cluster.secret=0123456789abcdef0123456789abcdef";
+    let tls = ["cluster.tls.cert=a", "cluster.tls.key=b", "cluster.tls.ca=c"];
+    for (pairs, key) in [(&[secret][..], "cluster.secret"), (&tls[..], "cluster.tls.cert")] {
+        let refused = load(&set(pairs), MACHINE).unwrap().refuse_unsupported().unwrap_err();
+        let keys: Vec<_> = refused.problems().iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, [key]);
+    }
     assert!(load(&set(&[]), MACHINE).unwrap().refuse_unsupported().is_ok());
 }
 

@@ -5,6 +5,7 @@
 //! - nothing is written to the disk;
 //! - any bytes can be looked at: what is wrong is a line of output, not an error.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +61,22 @@ impl Summary {
     /// Returns whether all records are there. Indexes do not count: they can be made again.
     pub fn is_good(&self) -> bool {
         self.bad_batches == 0 && self.bad_tails == 0
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} files, {} batches, {} records, {} bytes; bad: {} batches, {} tails, {} indexes",
+            self.files,
+            self.batches,
+            self.records,
+            self.bytes,
+            self.bad_batches,
+            self.bad_tails,
+            self.bad_indexes,
+        )
     }
 }
 

@@ -11,7 +11,7 @@ use crate::support::{Reply, Server};
 
 const RECORDS: &str = "/v1/topics/t/records";
 const NDJSON: &str = "application/x-ndjson";
-const PER_PARTITION: u64 = 400;
+pub(crate) const PER_PARTITION: u64 = 400;
 
 /// A value of about 1 KiB, so that the smallest segments hold about 60 records.
 fn value(i: u64) -> String {
@@ -19,7 +19,7 @@ fn value(i: u64) -> String {
 }
 
 /// Writes both partitions in small batches, so that damage hits few records and segments roll.
-async fn fill(server: &Server) {
+pub(crate) async fn fill(server: &Server) {
     let body = json!({"partitions": 2, "configs": {"segment.bytes": 65536, "retention.ms": -1}})
         .to_string();
     let reply = Reply::of(server.request(Method::PUT, "/v1/topics/t").body(body)).await;
@@ -38,7 +38,7 @@ async fn fill(server: &Server) {
 }
 
 /// The segments of a partition, oldest first.
-fn segments(directory: &Path, partition: &str) -> Vec<PathBuf> {
+pub(crate) fn segments(directory: &Path, partition: &str) -> Vec<PathBuf> {
     let topics = std::fs::read_dir(directory.join("partitions")).unwrap();
     let topic = topics.map(|entry| entry.unwrap().path()).next().unwrap();
     let files = std::fs::read_dir(topic.join(partition)).unwrap();
@@ -50,7 +50,7 @@ fn segments(directory: &Path, partition: &str) -> Vec<PathBuf> {
 }
 
 /// Flips a bit in the middle of the second segment of partition 0, which is sealed.
-fn flip_a_bit(directory: &Path) {
+pub(crate) fn flip_a_bit(directory: &Path) {
     let logs = segments(directory, "0");
     assert!(logs.len() > 3, "{logs:?}");
     let mut bytes = std::fs::read(&logs[1]).unwrap();
