@@ -28,6 +28,8 @@ if ! command -v cargo >/dev/null 2>&1; then
 fi
 # SQLite, zstd and the TLS library are compiled from bundled C sources.
 install cc build-essential
+# Events are loaded with it, and the commands that a node prints are tried.
+install curl curl
 # Power cuts and full disks are played on file systems of their own.
 install mkfs.ext4 e2fsprogs || echo "prepare: skipped, tests on disks of their own: no mkfs.ext4"
 

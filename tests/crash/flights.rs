@@ -3,8 +3,11 @@
 //! middle, and for a tailing reader that is cut off again and again.
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Once;
 use std::time::Duration;
 
 use futures_util::stream;
@@ -16,8 +19,9 @@ use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 use crate::client::{Lines, Record, Report, client, create, read_all, records_url};
+use crate::image::say;
 use crate::murmur2;
-use crate::node::{Node, Scratch};
+use crate::node::{Node, Scratch, without_own_settings};
 
 const PARTITIONS: u32 = 12;
 const TOPIC: &str = "flights";
@@ -40,19 +44,29 @@ struct Line<'a> {
     value: &'a RawValue,
 }
 
+/// Flights and the file that they are from.
+struct Input {
+    file: PathBuf,
+    flights: Vec<Flight>,
+}
+
 /// The excerpt, and the whole file where it is.
-fn inputs() -> Vec<Vec<Flight>> {
-    let excerpt = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/flights-5000.ndjson");
-    let mut inputs = vec![parse(&std::fs::read_to_string(excerpt).unwrap())];
+fn inputs() -> Vec<Input> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/flights-5000.ndjson");
+    let flights = parse(&std::fs::read_to_string(&file).unwrap());
+    let mut inputs = vec![Input { file, flights }];
     let shared = std::env::var_os("EDDYLINE_SHARED").unwrap_or_default();
-    let whole = Path::new(&shared).join("data/flights.ndjson.gz");
-    match std::fs::File::open(&whole) {
-        Ok(file) => {
+    let file = Path::new(&shared).join("data/flights.ndjson.gz");
+    match File::open(&file) {
+        Ok(packed) => {
             let mut text = String::new();
-            flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
-            inputs.push(parse(&text));
+            flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
+            inputs.push(Input { file, flights: parse(&text) });
         }
-        Err(_) => eprintln!("skipped, the whole flights file: EDDYLINE_SHARED has none"),
+        Err(_) => {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| say("SKIPPED the whole flights file: EDDYLINE_SHARED has none"));
+        }
     }
     inputs
 }
@@ -98,7 +112,7 @@ async fn create_flights(http: &Client, node: &Node) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_flight_is_read_back_once_in_order_from_the_partition_of_its_key() {
-    for flights in inputs() {
+    for Input { flights, .. } in inputs() {
         let dir = Scratch::new();
         let node = Node::start(dir.path(), &[]);
         let http = client();
@@ -124,12 +138,62 @@ async fn every_flight_is_read_back_once_in_order_from_the_partition_of_its_key()
     }
 }
 
+/// Runs a command with some input, and returns what it printed; it must succeed.
+fn run(command: &mut Command, input: Vec<u8>) -> String {
+    without_own_settings(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // Beside the reading, or both would wait for the other's pipe.
+    let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {told}", output.status);
+    writer.join().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Loads flights as a person does from a shell.
+fn load(program: &str, url: &str, input: &Input) {
+    let body = || as_body(&input.flights).into_bytes();
+    let mut eddyline = Command::new(env!("CARGO_BIN_EXE_eddyline"));
+    eddyline.args(["produce", "--url", url, TOPIC]);
+    match program {
+        "eddyline" => assert_eq!(run(eddyline.arg(&input.file), Vec::new()), ""),
+        "eddyline from a pipe" => assert_eq!(run(&mut eddyline, body()), ""),
+        _ => {
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--show-error", "--fail", "--noproxy", "*"]);
+            curl.args(["--data-binary", "@-", "--header"]).arg(format!("content-type: {NDJSON}"));
+            let reports = run(curl.arg(records_url(url, TOPIC)), body());
+            assert_eq!(reports.lines().count(), input.flights.len());
+            assert!(!reports.contains("\"error\""), "{reports:.1000}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_flight_arrives_from_the_command_line_and_from_curl() {
+    for input in inputs() {
+        for program in ["eddyline", "eddyline from a pipe", "curl"] {
+            let dir = Scratch::new();
+            let node = Node::start(dir.path(), &[]);
+            let http = client();
+            create_flights(&http, &node).await;
+            tokio::task::block_in_place(|| load(program, node.url(), &input));
+            let seen = read_all(&http, node.url(), TOPIC, PARTITIONS).await;
+            assert_same(&seen, &input.flights);
+            node.stop();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flights_acknowledged_before_kill_9_are_there_and_the_rest_can_follow() {
     let seed: u64 = rand::rng().random();
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    for flights in inputs() {
+    for Input { flights, .. } in inputs() {
         let dir = Scratch::new();
         let http = client();
         let node = Node::start(dir.path(), &[]);
@@ -204,7 +268,7 @@ async fn a_tailing_reader_that_is_cut_off_and_resumes_sees_every_flight_once() {
     let seed: u64 = rand::rng().random();
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    for flights in inputs() {
+    for Input { flights, .. } in inputs() {
         let dir = Scratch::new();
         let http = client();
         let node = Node::start(dir.path(), &[]);

@@ -10,6 +10,9 @@ use std::process::Command;
 /// forgets to sync what it replaces: nothing becomes durable by itself.
 const MOUNT_OPTIONS: &str = "loop,commit=600,noauto_da_alloc";
 
+/// When it is set and not empty, a test that this machine does not allow fails.
+const NO_SKIP: &str = "EDDYLINE_NO_SKIP";
+
 /// An ext4 file system in a file. Dropping it unmounts it.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -86,18 +89,31 @@ pub(crate) struct Copy {
     file: PathBuf,
 }
 
-/// Makes disks, or says on stderr why this machine does not allow it: the test is then skipped.
+/// Makes disks, or says why this machine does not allow it: the test is then skipped.
 pub(crate) fn disks(dir: &Path, names: &[&str], mib: u64) -> Option<Vec<Image>> {
     let images = names.iter().map(|name| Image::new(dir, name, mib)).collect();
     match images {
         Ok(images) => Some(images),
         Err(reason) => {
-            let test = std::thread::current().name().unwrap_or("a test").to_owned();
-            // Not through `eprintln`, which is shown only of tests that fail.
-            let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no loop-mounted disk: {reason}");
+            skipped(&format!("no loop-mounted disk: {reason}"));
             None
         }
     }
+}
+
+/// Says that this test is skipped, or fails it where nothing may be.
+fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(
+        std::env::var_os(NO_SKIP).is_none(),
+        "{NO_SKIP} is set and {test} cannot run: {reason}"
+    );
+    say(&format!("SKIPPED {test}: {reason}"));
+}
+
+/// Says something on stderr at once: what `eprintln` prints is shown only of tests that fail.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

@@ -4,7 +4,7 @@
 //!
 //! `EDDYLINE_CRASH_ROUNDS` raises the number of kills, `EDDYLINE_CUT_ROUNDS` that of power cuts,
 //! `EDDYLINE_CRASH_SEED` repeats a run (the seed is printed). With `EDDYLINE_SHARED` the flights
-//! tests also take the whole file.
+//! tests also take the whole file; with `EDDYLINE_NO_SKIP` a test that cannot run here fails.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
