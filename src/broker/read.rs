@@ -55,7 +55,8 @@ pub struct ReadRequest {
     pub positions: Vec<(PartitionId, Offset)>,
     /// Stop after this many taken records.
     pub records_max: u32,
-    /// Stop when the taken records have this many bytes; one record is always taken.
+    /// Stop when the taken records' keys, values and headers have this many bytes; one record is
+    /// always taken.
     pub bytes_max: u64,
     /// Stop when this many bytes of records were looked at, taken or not; bounds filtered scans.
     pub scan_bytes_max: u64,
@@ -371,7 +372,9 @@ impl<'r> Read<'r> {
             if record.offset < from {
                 continue;
             }
-            let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+            let bytes = record.key.map_or(0, <[u8]>::len)
+                + record.value.map_or(0, <[u8]>::len)
+                + record.headers.len_bytes();
             self.visited += 1;
             self.visited_bytes += bytes as u64;
             if visit(partition, &record) == Visit::Taken {

@@ -50,6 +50,11 @@ impl<'a> Headers<'a> {
         self.count == 0
     }
 
+    /// Returns the bytes that they take in their batch.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Iterates over name and value; a null value is `None`.
     pub fn iter(&self) -> HeaderIter<'a> {
         HeaderIter { bytes: self.bytes }

@@ -334,3 +334,29 @@ async fn filtered_events_tell_their_progress_and_stop_with_the_server() {
     let (end, ()) = tokio::join!(events.next(), server.stop());
     assert_eq!(end.unwrap().data, json!({"reason": "shutdown"}));
 }
+
+#[tokio::test]
+async fn headers_count_towards_the_bytes_of_an_answer() {
+    const HEADER_BYTES: usize = 100_000;
+    let server = Server::start().await;
+    put_topic(&server, 1).await;
+    let text = "h".repeat(HEADER_BYTES);
+    let record = |n: u64| json!({"key": n.to_string(), "headers": [["h", text]]});
+    produce(&server, (0..7).map(record).collect()).await;
+    let count = |page: &Value| page["records"].as_array().unwrap().len();
+    assert_eq!(count(&page(&server, "?max_bytes=1").await), 1, "one record always fits");
+    assert_eq!(count(&page(&server, "?max_bytes=150000").await), 2);
+    assert_eq!(count(&page(&server, "").await), 7);
+    // A filtered scan looks at 16 MiB; here everything, header by header, and takes nothing.
+    assert_eq!(count(&page(&server, "?key=nobody").await), 0);
+    let mut events = Events::open(&server, "?from=earliest", None).await;
+    let event = events.next().await.unwrap();
+    assert_eq!(count(&event.data), 3, "an event has 256 KiB and a record at most");
+    let metrics = Reply::of(server.request(Method::GET, "/metrics")).await;
+    let out = metrics.text().lines().find_map(|line| {
+        line.strip_prefix("eddyline_topic_out_bytes_total{topic=\"t\"} ")?.parse::<usize>().ok()
+    });
+    assert!(out.is_some_and(|out| out >= 13 * HEADER_BYTES), "{out:?}");
+    drop(events);
+    server.stop().await;
+}
