@@ -603,8 +603,10 @@ mod tests {
 
     #[test]
     fn faults_of_records_point_at_them_and_are_bounded() {
-        let fault =
-            |index| RecordFault { index, kind: RecordFaultKind::TooLarge { bytes: 9, limit: 8 } };
+        let fault = |index| RecordFault {
+            index,
+            kind: RecordFaultKind::TooLarge { bytes: 9, limit: 8, config: "x" },
+        };
         let faults: Vec<_> = (0..1000).map(fault).collect();
         let error = ApiError::of_records(&faults, |index| format!("/{index}"));
         assert_eq!(error.code(), Code::TooLarge);

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
-use crate::broker::{ProduceError, Topic, TopicError};
+use crate::broker::{ProduceError, ProduceRecord, Topic, TopicError};
 use crate::metrics::RouteMetrics;
 
 /// Media type of answers.
@@ -185,20 +185,21 @@ pub(crate) async fn within<F: Future>(
     }
 }
 
-/// Finds the topic that a request writes to, creating it where that is allowed, in the time that a
-/// request may take. A creation that is cut off is finished by the next request, or at the next
+/// Finds the topic that a request writes to, creating it for `records` (none if they are not known
+/// yet) where that is allowed, in the time that a request may take. A creation that is cut off is finished by the next request, or at the next
 /// start.
 ///
 /// # Errors
-/// Those of [`Broker::topic_for_produce`]; "outcome unknown" when the time is over.
+/// Those of [`Broker::topic_for_records`]; "outcome unknown" when the time is over.
 ///
-/// [`Broker::topic_for_produce`]: crate::broker::Broker::topic_for_produce
+/// [`Broker::topic_for_records`]: crate::broker::Broker::topic_for_records
 pub(crate) async fn topic_to_write(
     state: &State,
     name: &str,
     partition: Option<u32>,
+    records: &[ProduceRecord<'_>],
 ) -> Result<Arc<Topic>, ProduceError> {
-    let found = state.broker.topic_for_produce(&state.principal, name, partition);
+    let found = state.broker.topic_for_records(&state.principal, name, partition, records);
     within(state.config.request_timeout, found).await.unwrap_or_else(|_| {
         let detail = "creating the topic took too long".to_owned();
         Err(TopicError::OutcomeUnknown(detail).into())

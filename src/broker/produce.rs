@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use crate::broker::{AppendError, Broker, ProduceError, Topic, TopicError};
 use crate::record::{self, NewRecord, encoded_len, partition_for_key};
 use crate::shard::{self, EnqueueError, Pending, RecordGroup};
-use crate::types::{Offset, PartitionId, Principal, Timestamp, TimestampType};
+use crate::types::{Offset, PartitionId, Principal, Timestamp, TimestampType, TopicConfig};
 
 /// A record as a client wants it written, borrowed from its request.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,13 +53,15 @@ pub enum RecordFaultKind {
     /// The topic has no such partition.
     #[error("the topic has no partition {0}")]
     PartitionNotFound(PartitionId),
-    /// The record is larger than `max.message.bytes`.
-    #[error("the record has {bytes} bytes, more than max.message.bytes ({limit})")]
+    /// The record is larger than a batch of the topic may be.
+    #[error("the record has {bytes} bytes, more than {config} ({limit})")]
     TooLarge {
-        /// Its size.
+        /// Its size, alone in a batch.
         bytes: usize,
         /// The limit.
         limit: u32,
+        /// The topic's config that sets the limit.
+        config: &'static str,
     },
     /// The timestamp is further from the server's clock than the topic allows.
     #[error("timestamp {0} is outside of the range that the topic accepts")]
@@ -174,7 +176,8 @@ impl Broker {
         records: &[ProduceRecord<'_>],
     ) -> Result<Appending, ProduceError> {
         let now = self.inner.clock.now();
-        let sizes = check(topic, records, now)?;
+        let summary = topic.summary();
+        let sizes = check(&summary.config, summary.partitions, records, now)?;
         let bytes = sizes.total();
         let queued = match records {
             [] => return Ok(Appending { queued: None }),
@@ -186,16 +189,17 @@ impl Broker {
         Ok(Appending { queued: Some(queued) })
     }
 
-    /// Checks records like [`Broker::produce`] and writes nothing.
+    /// Checks records like [`Broker::produce`] against a topic that does not exist yet and would be
+    /// created with the defaults for them.
     ///
     /// # Errors
     /// [`ProduceError::Records`] with every fault.
-    pub fn check_records(
+    pub(in crate::broker) fn check_for_new_topic(
         &self,
-        topic: &Topic,
         records: &[ProduceRecord<'_>],
     ) -> Result<(), ProduceError> {
-        check(topic, records, self.inner.clock.now()).map(|_| ())
+        let partitions = self.inner.config.default_partitions;
+        check(&TopicConfig::default(), partitions, records, self.inner.clock.now()).map(|_| ())
     }
 
     /// Waits until the topic's queues have room again, for a stream that should slow its sender
@@ -248,8 +252,9 @@ impl Broker {
             })
             .collect();
         let order = placing_order(&partitions, topic.partitions.len());
-        let batch_max = usize::try_from(topic.summary().config.max_message_bytes());
-        let batch_max = batch_max.unwrap_or(usize::MAX).saturating_sub(record::HEADER_BYTES);
+        let (batch_max, _) = topic.summary().config.batch_limit();
+        let batch_max = usize::try_from(batch_max).unwrap_or(usize::MAX);
+        let batch_max = batch_max.saturating_sub(record::HEADER_BYTES);
         let spans = spans(&partitions, &order, sizes, batch_max);
         for span in &spans {
             let placed = topic.placed(span.partition);
@@ -403,12 +408,12 @@ impl Sizes {
 
 /// Makes every check that can refuse a single record, and returns the records' encoded sizes.
 fn check(
-    topic: &Topic,
+    config: &TopicConfig,
+    partitions: u32,
     records: &[ProduceRecord<'_>],
     now: Timestamp,
 ) -> Result<Sizes, ProduceError> {
-    let config = &topic.summary().config;
-    let limit = config.max_message_bytes();
+    let (limit, limit_name) = config.batch_limit();
     let size_max = usize::try_from(limit).unwrap_or(usize::MAX);
     let stamped = config.timestamp_type() == TimestampType::LogAppendTime;
     let oldest = now.as_millis().saturating_sub(config.timestamp_before_max_ms());
@@ -416,7 +421,7 @@ fn check(
     let mut faults = Vec::new();
     let mut one = |index: usize, record: &ProduceRecord<'_>| {
         if let Some(partition) = record.partition
-            && partition.get() >= topic.summary().partitions
+            && partition.get() >= partitions
         {
             let kind = RecordFaultKind::PartitionNotFound(partition);
             faults.push(RecordFault { index, kind });
@@ -429,7 +434,7 @@ fn check(
         let size = encoded_len(&new_record(record, now, &headers));
         let bytes = size.saturating_add(record::HEADER_BYTES);
         if bytes > size_max {
-            let kind = RecordFaultKind::TooLarge { bytes, limit };
+            let kind = RecordFaultKind::TooLarge { bytes, limit, config: limit_name };
             faults.push(RecordFault { index, kind });
         }
         size

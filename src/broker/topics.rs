@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use crate::broker::{Broker, ProduceError, ReadError, TopicError};
+use crate::broker::{Broker, ProduceError, ProduceRecord, ReadError, TopicError};
 use crate::metadata::{self, Accepted, ChangeError, Command, Rejection, TopicState};
 use crate::metrics::TopicMetrics;
 use crate::record::StickyPartitioner;
@@ -205,9 +205,27 @@ impl Broker {
         name: &str,
         partition: Option<u32>,
     ) -> Result<Arc<Topic>, ProduceError> {
+        self.topic_for_records(principal, name, partition, &[]).await
+    }
+
+    /// Finds a topic like [`Broker::topic_for_produce`] for records that are known: a missing one
+    /// is not created for records that it would refuse.
+    ///
+    /// # Errors
+    /// Those of [`Broker::topic_for_produce`]; [`ProduceError::Records`] when the topic is missing
+    /// and would not take them.
+    pub async fn topic_for_records(
+        &self,
+        principal: &Principal,
+        name: &str,
+        partition: Option<u32>,
+        records: &[ProduceRecord<'_>],
+    ) -> Result<Arc<Topic>, ProduceError> {
         let topic = match self.topic(principal, name) {
             Ok(topic) => topic,
-            Err(TopicError::NotFound(_)) => self.auto_create(principal, name, partition).await?,
+            Err(TopicError::NotFound(_)) => {
+                self.auto_create(principal, name, partition, records).await?
+            }
             Err(TopicError::Unavailable(_)) => {
                 self.create_topic(principal, name, CreateTopic::default()).await?.1
             }
@@ -226,6 +244,7 @@ impl Broker {
         principal: &Principal,
         name: &str,
         partition: Option<u32>,
+        records: &[ProduceRecord<'_>],
     ) -> Result<Arc<Topic>, ProduceError> {
         let parsed = TopicName::parse_for_write(name)
             .map_err(|source| TopicError::InvalidName { name: name.to_owned(), source })?;
@@ -237,6 +256,7 @@ impl Broker {
         {
             return Err(no_partition(&parsed, number));
         }
+        self.check_for_new_topic(records)?;
         Ok(self.create_topic(principal, name, CreateTopic::default()).await?.1)
     }
 

@@ -132,8 +132,8 @@ impl Partition {
     where
         I: Iterator<Item = NewRecord<'r>>,
     {
-        let batch_bytes_max = usize::try_from(self.config.load().max_message_bytes());
-        let batch_bytes_max = batch_bytes_max.unwrap_or(usize::MAX);
+        let (batch_bytes_max, _) = self.config.load().batch_limit();
+        let batch_bytes_max = usize::try_from(batch_bytes_max).unwrap_or(usize::MAX);
         let newly_listed = {
             let mut accumulator = self.open.lock();
             let mut open = accumulator.open_batch(group.bytes, batch_bytes_max);

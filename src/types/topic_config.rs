@@ -165,6 +165,18 @@ impl TopicConfig {
         u32::try_from(bytes).unwrap_or(MESSAGE_BYTES_MAX_DEFAULT)
     }
 
+    /// Largest batch, and largest record with its batch's header, that the topic takes: a batch
+    /// lies in one segment. Returns the bytes and the config that sets them.
+    pub fn batch_limit(&self) -> (u32, &'static str) {
+        let segment_bytes = u32::try_from(self.segment_bytes()).unwrap_or(u32::MAX);
+        let message_bytes = self.max_message_bytes();
+        if segment_bytes < message_bytes {
+            (segment_bytes, "segment.bytes")
+        } else {
+            (message_bytes, "max.message.bytes")
+        }
+    }
+
     /// `retention.ms`, `None` when there is no limit.
     pub fn retention_ms(&self) -> Option<i64> {
         Some(self.int("retention.ms", 7 * DAY_MS)).filter(|ms| *ms >= 0)

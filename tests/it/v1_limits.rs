@@ -1,5 +1,7 @@
 //! What a topic's configuration and the limits say about records, on every face that writes.
 
+use std::path::Path;
+
 use eddyline::clock::SystemClock;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -221,5 +223,69 @@ async fn a_sender_that_looks_up_only_at_the_end_still_finds_out_why_it_was_refus
     socket.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
     drop(socket);
+    server.stop().await;
+}
+
+/// Returns the sizes of all segment files of the one topic.
+fn segment_sizes(server: &Server) -> Vec<u64> {
+    let folder = |path: &Path| {
+        let entries = std::fs::read_dir(path).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let topics = folder(&server.path().join("partitions"));
+    let files = topics.iter().flat_map(|topic| folder(topic)).flat_map(|path| folder(&path));
+    let logs = files.filter(|file| file.extension().is_some_and(|extension| extension == "log"));
+    logs.map(|file| file.metadata().unwrap().len()).collect()
+}
+
+#[tokio::test]
+async fn a_batch_lies_in_one_segment_and_is_never_larger() {
+    const SEGMENT_BYTES: u64 = 65_536;
+    let server = Server::start().await;
+    put(&server, json!({"segment.bytes": SEGMENT_BYTES})).await;
+    let large = "x".repeat(70_000);
+    let lines = format!("{{\"value\":\"{large}\"}}\n");
+    let report = post(&server, RECORDS, NDJSON, lines).await.json();
+    assert_eq!(report["error"]["code"], "too_large");
+    let v2 = format!(r#"{{"records":[{{"value":"{large}"}}]}}"#);
+    assert_eq!(post(&server, "/topics/t", V2_JSON, v2).await.status, 413);
+    let reply = post(&server, RECORDS, "text/plain", large).await;
+    assert_eq!(reply.status, 413);
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("segment.bytes (65536)"), "{detail}");
+    assert_eq!(records(&server, "").await.len(), 0);
+    // One request of more than a segment is cut into batches that fit.
+    let value = "y".repeat(1000);
+    let body: Vec<_> = (0..200).map(|_| json!({"value": value})).collect();
+    let reply = post(&server, RECORDS, JSON, json!(body).to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(records(&server, "?limit=1000").await.len(), 200);
+    let sizes = segment_sizes(&server);
+    assert!(sizes.len() >= 4, "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= SEGMENT_BYTES), "{sizes:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_its_new_topic_would_refuse_creates_none() {
+    let server = Server::start().await;
+    let large = "x".repeat(1_100_000);
+    let far = i64::MAX / 2;
+    let refused = [
+        (RECORDS, "text/plain", large.clone(), 413),
+        (RECORDS, JSON, format!(r#"[{{"value":1}},{{"value":"{large}"}}]"#), 413),
+        (RECORDS, JSON, format!(r#"{{"value":1,"timestamp":{far}}}"#), 422),
+        ("/topics/t", V2_JSON, format!(r#"{{"records":[{{"value":"{large}"}}]}}"#), 413),
+        ("/topics/t", V2_JSON, format!(r#"{{"records":[{{"timestamp":{far}}}]}}"#), 422),
+        ("/topics/t/partitions/0", V2_JSON, format!(r#"{{"records":[{{"key":"{large}"}}]}}"#), 413),
+    ];
+    for (path, content_type, body, status) in refused {
+        let what = format!("{path} {content_type} {}", body.get(..40).unwrap());
+        let reply = post(&server, path, content_type, body).await;
+        assert_eq!(reply.status, status, "{what}: {}", reply.text());
+        let shown = Reply::of(server.request(Method::GET, "/v1/topics/t")).await;
+        assert_eq!(shown.status, 404, "{what}");
+    }
+    assert_eq!(post(&server, RECORDS, JSON, r#"{"value":1}"#).await.status, 200);
     server.stop().await;
 }

@@ -145,7 +145,7 @@ pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Respo
                 return Err(ApiError::invalid_request(detail));
             }
             let name = name_to_write(&parts)?;
-            let topic = topic_to_write(&state, &name, None).await?;
+            let topic = topic_to_write(&state, &name, None, &[]).await?;
             let awaits_continue = parts.headers.contains_key(header::EXPECT);
             Ok(stream::answer(&state, topic, body, awaits_continue).await)
         }
@@ -253,7 +253,7 @@ async fn write(
     let records_in::Body { form, records } = body;
     let name = name_to_write(parts)?;
     let highest = records.iter().filter_map(|record| record.partition).max();
-    let appending = topic_to_write(state, &name, highest.map(PartitionId::get))
+    let appending = topic_to_write(state, &name, highest.map(PartitionId::get), &records)
         .await
         .and_then(|topic| state.broker.produce(&state.principal, &topic, &records))
         .map_err(|error| refused(error, form, &records))?;

@@ -197,7 +197,7 @@ async fn produce(
         let highest = records.iter().filter_map(|record| record.partition).max();
         let highest = highest.max(target.partition).map(PartitionId::get);
         let broker = &state.broker;
-        let topic = topic_to_write(state, target.topic, highest).await;
+        let topic = topic_to_write(state, target.topic, highest, &records).await;
         let missing = |topic: &Topic| {
             target.partition.is_some_and(|partition| topic.partition(partition.get()).is_none())
         };
