@@ -186,8 +186,8 @@ pub(crate) async fn within<F: Future>(
 }
 
 /// Finds the topic that a request writes to, creating it for `records` (none if they are not known
-/// yet) where that is allowed, in the time that a request may take. A creation that is cut off is finished by the next request, or at the next
-/// start.
+/// yet) where that is allowed, in the time that a request may take. A creation that is cut off is
+/// finished by the next request, or at the next start.
 ///
 /// # Errors
 /// Those of [`Broker::topic_for_records`]; "outcome unknown" when the time is over.

@@ -99,7 +99,8 @@ impl Broker {
         let mut steps = StepWatch::new(self.now(), self.monotonic());
         loop {
             tick.tick().await;
-            // The time that was checked is the one that is used: the clock may be stepped meanwhile.
+            // The time that was checked is the one that is used: the clock may be stepped in
+            // between.
             let now = self.now();
             if steps.is_paused(now, self.monotonic()) {
                 tracing::warn!("the wall clock was stepped: retention pauses for an hour");
