@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
+use crate::api::unread::read_to_its_end;
 use crate::broker::{ProduceError, ProduceRecord, Topic, TopicError};
 use crate::metrics::RouteMetrics;
 
@@ -30,12 +31,6 @@ pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 
 /// Media type that `curl -d` sends unasked.
 pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
-
-/// Bytes of a refused body that are read and thrown away.
-const DISCARDED_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// How long they are read.
-const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The methods that resources have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +66,8 @@ impl Verb {
 }
 
 /// Makes the route of one method of one path from an async function: renders its error for the
-/// caller, counts and times. `caller` says how a request's errors are rendered; `name` is the verb
-/// and the path's pattern.
+/// caller, counts and times, has what is left of its body read. `caller` says how a request's
+/// errors are rendered; `name` is the verb and the path's pattern.
 pub(crate) fn route<F, Answer>(
     state: &Arc<State>,
     name: (Verb, &'static str),
@@ -121,6 +116,7 @@ where
         let started = state.clock.monotonic();
         let caller = (self.caller)(request.headers());
         metrics.request_bytes.add(request.body().size_hint().exact().unwrap_or(0));
+        let request = read_to_its_end(&state, request);
         let answer = (self.handler)(Arc::clone(&state), request);
         async move {
             let response = answer.await.unwrap_or_else(|error| error.respond(&caller));
@@ -157,10 +153,6 @@ pub(crate) async fn read_body(state: &State, mut body: Body) -> Result<Bytes, Ap
         return Err(body_too_large(announced, limit));
     }
     match within(state.config.request_timeout, collect(&mut body, limit)).await {
-        Ok(Err(error)) if error.code() == Code::TooLarge => {
-            state.tasks.spawn(discard(body));
-            Err(error)
-        }
         Ok(read) => read,
         Err(_) => Err(ApiError::new(
             Code::RequestTimeout,
@@ -209,22 +201,6 @@ pub(crate) async fn topic_to_write(
 fn body_too_large(bytes: u64, limit: usize) -> ApiError {
     let detail = format!("the body has {bytes} bytes or more, http.max_body_bytes is {limit}");
     ApiError::new(Code::TooLarge, detail)
-}
-
-/// Reads on for a while from a body that was refused, so that its sender, who may look at the
-/// answer only between two writes, finds it before the connection is closed under them.
-async fn discard(mut body: Body) {
-    let reading = async {
-        let mut discarded = 0;
-        while discarded < DISCARDED_BYTES_MAX {
-            match next_data(&mut body).await {
-                Ok(Some(data)) => discarded += data.len(),
-                Ok(None) | Err(_) => return,
-            }
-        }
-    };
-    // Whoever is slower than this learns it from the closed connection.
-    drop(tokio::time::timeout(DISCARD_TIME_MAX, reading).await);
 }
 
 async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {

@@ -19,6 +19,7 @@ mod hot;
 mod http;
 mod json;
 mod sse;
+mod unread;
 mod v1;
 mod v2;
 
@@ -122,11 +123,12 @@ fn router(state: &Arc<State>) -> Router {
         .merge(v1::router(state))
         .merge(v2::router(state))
         .merge(ops::router(state))
-        .method_not_allowed_fallback(method_not_allowed);
+        .method_not_allowed_fallback(of_no_route(state, method_not_allowed));
     // A path with a trailing slash is found in a second look, so that it costs others nothing.
-    let second_look = routes.clone().fallback(not_found);
+    let not_found = of_no_route(state, not_found);
+    let second_look = routes.clone().fallback(not_found.clone());
     routes.fallback(move |mut request: Request| {
-        let second_look = second_look.clone();
+        let (second_look, not_found) = (second_look.clone(), not_found.clone());
         async move {
             match without_trailing_slash(request.uri()) {
                 Some(uri) => {
@@ -140,6 +142,18 @@ fn router(state: &Arc<State>) -> Router {
             }
         }
     })
+}
+
+/// Makes the handler of what no route takes; as a route's, it has what is left of a body read.
+fn of_no_route(
+    state: &Arc<State>,
+    answer: fn(&Request) -> Response,
+) -> impl Fn(Request) -> std::future::Ready<Response> + Clone + Send + Sync + 'static {
+    let state = Arc::clone(state);
+    move |request| {
+        let request = unread::read_to_its_end(&state, request);
+        std::future::ready(answer(&request))
+    }
 }
 
 /// Takes slashes off the end of the path; `None` when it has none to take.
@@ -158,21 +172,21 @@ fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-async fn not_found(request: Request) -> Response {
+fn not_found(request: &Request) -> Response {
     let detail = format!("no resource has the path '{}'", request.uri().path());
-    ApiError::new(Code::NotFound, detail).respond(&caller_by_path(&request))
+    ApiError::new(Code::NotFound, detail).respond(&caller_by_path(request))
 }
 
 /// Answers a method that a path does not have. The router adds `Allow`, which is all that OPTIONS
 /// asks for.
-async fn method_not_allowed(request: Request) -> Response {
+fn method_not_allowed(request: &Request) -> Response {
     if request.method() == Method::OPTIONS {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         return response;
     }
     let detail = format!("{} is not possible on '{}'", request.method(), request.uri().path());
-    ApiError::new(Code::MethodNotAllowed, detail).respond(&caller_by_path(&request))
+    ApiError::new(Code::MethodNotAllowed, detail).respond(&caller_by_path(request))
 }
 
 /// The media type of errors of the REST Proxy's v2 face.
