@@ -218,6 +218,11 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
         if whole.len() + data.len() > limit {
             return Err(body_too_large((whole.len() + data.len()) as u64, limit));
         }
+        if whole.capacity() - whole.len() < data.len() {
+            // Twice as much, as a vector does, but never past what a body may have.
+            let room = limit - whole.len();
+            whole.reserve_exact(whole.len().max(data.len()).min(room));
+        }
         whole.extend_from_slice(&data);
         next = next_data(body).await?;
     }

@@ -14,6 +14,7 @@
     reason = "test code fails by panicking and says what it does"
 )]
 
+mod abuse;
 mod client;
 mod damage;
 mod faults;

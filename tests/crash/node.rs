@@ -165,6 +165,14 @@ impl Node {
         &self.log
     }
 
+    /// Most memory that it has ever had resident, in bytes.
+    pub(crate) fn peak_memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        kib * 1024
+    }
+
     /// Kills it as `kill -9` does and waits until the process is gone.
     pub(crate) fn kill(mut self) {
         assert!(self.process.try_wait().unwrap().is_none(), "ended: {}", self.log.tail());
