@@ -143,8 +143,14 @@ mod tests {
         }
     }
 
+    /// Many, and more where `PROPTEST_CASES` asks for them.
+    fn many() -> ProptestConfig {
+        let config = ProptestConfig::default();
+        ProptestConfig { cases: config.cases.max(512), ..config }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
+        #![proptest_config(many())]
 
         #[test]
         fn any_bytes_never_panic(data in prop::collection::vec(any::<u8>(), 0..400)) {

@@ -420,8 +420,14 @@ mod tests {
         })
     }
 
+    /// Many, and more where `PROPTEST_CASES` asks for them.
+    fn many() -> ProptestConfig {
+        let config = ProptestConfig::default();
+        ProptestConfig { cases: config.cases.max(1500), ..config }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1500))]
+        #![proptest_config(many())]
 
         #[test]
         fn json_is_accepted_as_serde_json_does(text in json(), before in "[ \n\r\t]{0,2}") {
