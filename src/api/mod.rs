@@ -14,6 +14,7 @@ pub mod error;
 pub mod openapi;
 pub mod ops;
 
+mod body;
 mod cursor;
 mod hot;
 mod http;

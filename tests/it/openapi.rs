@@ -89,6 +89,7 @@ async fn every_described_path_has_exactly_the_described_methods() {
     for (path, methods) in operations() {
         let concrete =
             path.replace("{partition}", "0").replace("{topic}", "t").replace("{file}", "f");
+        let concrete = concrete.replace("{group}", "g").replace("{instance}", "i");
         let reply = Reply::of(server.request(Method::OPTIONS, &concrete)).await;
         let allow = reply.header("allow").unwrap_or_default();
         let mut allowed: BTreeSet<String> =

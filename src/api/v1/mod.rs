@@ -1,4 +1,4 @@
-//! The native face, `/v1`: topics, produce and stateless reads.
+//! The native face, `/v1`: topics, produce, stateless reads and consumer groups.
 //!
 //! One file per resource. Paths are constants here, used by the routes and by the document.
 //!
@@ -6,6 +6,7 @@
 //! - unknown query parameters and unknown JSON members are refused by name;
 //! - an answer says of each record either where it was written or why not, in order.
 
+mod groups;
 mod lines;
 mod page;
 mod plan;
@@ -41,6 +42,7 @@ pub(crate) const RECORDS: &str = "/v1/topics/{topic}/records";
 pub(crate) fn router(state: &Arc<State>) -> Router {
     let native = Caller::native;
     Router::new()
+        .merge(groups::router(state))
         .route(TOPICS, route(state, (Verb::Get, TOPICS), native, topics::list))
         .route(
             TOPIC,
@@ -74,7 +76,9 @@ struct Document;
 
 /// Returns the face's part of the API document.
 pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi();
+    document.merge(groups::openapi());
+    document
 }
 
 /// Finds the topic that the path names, for reading or showing it.

@@ -277,7 +277,8 @@ async fn to_its_end<T: Send + 'static>(
     }
 }
 
-fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
+/// Refuses any query parameter.
+pub(super) fn no_parameters(uri: &Uri) -> Result<(), ApiError> {
     match query(uri)?.first() {
         None => Ok(()),
         Some((name, _)) => Err(unknown_parameter(name)),
@@ -325,13 +326,15 @@ fn list_parameters(uri: &Uri) -> Result<ListParameters, ApiError> {
 /// Version byte of a list's cursor, which is the last name of the page, in base64url.
 const LIST_CURSOR_VERSION: u8 = 1;
 
-fn list_cursor(last: &str) -> String {
+/// Makes the cursor of a list's next page from the last name of this one.
+pub(super) fn list_cursor(last: &str) -> String {
     let mut bytes = vec![LIST_CURSOR_VERSION];
     bytes.extend_from_slice(last.as_bytes());
     URL_SAFE_NO_PAD.encode_to_string(bytes)
 }
 
-fn parse_list_cursor(text: &str) -> Option<String> {
+/// Reads what [`list_cursor`] made.
+pub(super) fn parse_list_cursor(text: &str) -> Option<String> {
     let bytes = URL_SAFE_NO_PAD.decode_to_vec(text).ok()?;
     let (version, name) = bytes.split_first()?;
     (*version == LIST_CURSOR_VERSION).then(|| String::from_utf8(name.to_vec()).ok())?
