@@ -54,6 +54,7 @@ pub enum Code {
     NotAcceptable,
     UnsupportedMediaType,
     RequestTimeout,
+    NoSchemaRegistry,
     TopicExists,
     GroupNotEmpty,
     StaleMember,
@@ -111,6 +112,10 @@ impl Code {
                 ("unsupported_media_type", status, 415, "Unsupported media type")
             }
             Self::RequestTimeout => ("request_timeout", S::REQUEST_TIMEOUT, 408, "Too slow"),
+            // The REST Proxy's status for anything that goes wrong with a schema.
+            Self::NoSchemaRegistry => {
+                ("no_schema_registry", S::REQUEST_TIMEOUT, 40801, "No schema registry")
+            }
             Self::TopicExists => ("topic_exists", S::CONFLICT, 40904, "Topic exists"),
             Self::GroupNotEmpty => ("group_not_empty", S::CONFLICT, 40905, "Group not empty"),
             Self::StaleMember => ("stale_member", S::CONFLICT, 40906, "Stale member"),
@@ -288,6 +293,12 @@ impl ApiError {
         self.0.code
     }
 
+    /// Returns whether the same request may succeed later. Damaged bytes stay damaged: whoever
+    /// reports them had no other replica to ask.
+    pub fn is_retriable(&self) -> bool {
+        self.0.code.is_retriable() && self.0.damage.is_none()
+    }
+
     /// Returns the number of the two-field form.
     pub fn error_code(&self) -> u32 {
         self.0.error_code
@@ -310,7 +321,7 @@ impl ApiError {
             error_code: self.0.error_code,
             code: row.name,
             message: self.0.detail.to_string(),
-            retriable: self.0.code.is_retriable(),
+            retriable: self.is_retriable(),
             may_have_applied: self.0.code.may_have_applied(),
             request_id: request_id.map(str::to_owned),
             log_start_offset: self.0.log.map(|(start, _)| start.get()),
@@ -368,7 +379,7 @@ impl ApiError {
         if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert(REQUEST_ID, id);
         }
-        if self.0.code.says_when_to_retry() {
+        if self.0.code.says_when_to_retry() && self.is_retriable() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         response

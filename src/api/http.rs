@@ -66,8 +66,8 @@ impl Verb {
 }
 
 /// Makes the route of one method of one path from an async function: renders its error for the
-/// caller, counts and times, has what is left of its body read. `caller` says how a request's
-/// errors are rendered; `name` is the verb and the path's pattern.
+/// caller, counts and times, and has what is left of the request's body read. `caller` says how a
+/// request's errors are rendered; `name` is the verb and the path's pattern.
 pub(crate) fn route<F, Answer>(
     state: &Arc<State>,
     name: (Verb, &'static str),
@@ -229,6 +229,25 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
     Ok(whole.into())
 }
 
+/// Checks that a body's bytes are what its type says, and not compressed.
+///
+/// # Errors
+/// `unsupported_media_type`.
+pub(crate) fn expect_identity(headers: &HeaderMap) -> Result<(), ApiError> {
+    for given in headers.get_all(header::CONTENT_ENCODING) {
+        let given = given.to_str().unwrap_or("?");
+        let other = given
+            .split(',')
+            .map(str::trim)
+            .find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"));
+        if let Some(coding) = other {
+            let detail = format!("a body cannot have the Content-Encoding '{coding}'");
+            return Err(ApiError::new(Code::UnsupportedMediaType, detail));
+        }
+    }
+    Ok(())
+}
+
 /// Waits for the next bytes of a body, `None` at its end.
 ///
 /// # Errors
@@ -297,6 +316,11 @@ fn decode_escapes(text: &str, plus: u8) -> Option<Cow<'_, str>> {
 /// The error about a query parameter that a resource does not have.
 pub(crate) fn unknown_parameter(name: &str) -> ApiError {
     ApiError::invalid_request(format!("unknown query parameter '{name}'"))
+}
+
+/// The error about a query parameter that can be there once and is there twice.
+pub(crate) fn repeated_parameter(name: &str) -> ApiError {
+    ApiError::invalid_request(format!("query parameter '{name}' is given twice"))
 }
 
 /// The error about a query parameter whose value is not acceptable.

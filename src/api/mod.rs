@@ -175,7 +175,7 @@ fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
 
 fn not_found(request: &Request) -> Response {
     let detail = format!("no resource has the path '{}'", request.uri().path());
-    ApiError::new(Code::NotFound, detail).respond(&caller_by_path(request))
+    refuse(request, Code::NotFound, (detail, "HTTP 404 Not Found"))
 }
 
 /// Answers a method that a path does not have. The router adds `Allow`, which is all that OPTIONS
@@ -187,23 +187,33 @@ fn method_not_allowed(request: &Request) -> Response {
         return response;
     }
     let detail = format!("{} is not possible on '{}'", request.method(), request.uri().path());
-    ApiError::new(Code::MethodNotAllowed, detail).respond(&caller_by_path(request))
+    refuse(request, Code::MethodNotAllowed, (detail, "HTTP 405 Method Not Allowed"))
 }
 
 /// The media type of errors of the REST Proxy's v2 face.
 const V2_JSON: &str = "application/vnd.kafka.v2+json";
 
-/// Tells the face by the path, for requests that no handler takes.
-fn caller_by_path(request: &Request) -> Caller {
+/// Answers a request that no handler takes. The path tells the face; clients of the REST Proxy's
+/// compare its errors by their text.
+fn refuse(request: &Request, code: Code, (detail, proxy_text): (String, &'static str)) -> Response {
+    match rest_proxy_type(request) {
+        Some(media_type) => ApiError::new(code, proxy_text)
+            .respond(&Caller::two_fields(request.headers(), media_type)),
+        None => ApiError::new(code, detail).respond(&Caller::native(request.headers())),
+    }
+}
+
+/// Returns the media type of errors of the REST Proxy face that a path belongs to, if it does.
+fn rest_proxy_type(request: &Request) -> Option<&'static str> {
     let path = request.uri().path();
     let under = |prefix: &str| {
         path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     if path == "/" || ["/topics", "/consumers", "/brokers"].into_iter().any(under) {
-        Caller::two_fields(request.headers(), V2_JSON)
+        Some(V2_JSON)
     } else if under("/v3") || under("/kafka/v3") {
-        Caller::two_fields(request.headers(), http::JSON)
+        Some(http::JSON)
     } else {
-        Caller::native(request.headers())
+        None
     }
 }

@@ -280,6 +280,30 @@ async fn a_topic_that_is_created_again_starts_at_offset_zero() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_whose_topic_is_being_deleted_is_free_later() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let (broker, principal) = (&node.broker, anyone());
+    let (_, topic) = broker.create_topic(&principal, "a.b", CreateTopic::default()).await.unwrap();
+    // The deletion has begun and the shards have not dropped it yet.
+    let delete = Command::DeleteTopic(metadata::DeleteTopic {
+        topic_id: topic.summary().id,
+        at: Timestamp::from_millis(0),
+        principal: principal.clone(),
+    });
+    node.metadata.change(&delete).await.unwrap().1.unwrap();
+    for name in ["a.b", "a_b"] {
+        let refused = broker.create_topic(&principal, name, CreateTopic::default()).await;
+        let error = refused.unwrap_err();
+        assert!(matches!(error, TopicError::Unavailable(_)), "{name}: {error:?}");
+        assert!(error.is_retriable());
+    }
+    broker.finish_topic_changes().await.unwrap();
+    let created = broker.create_topic(&principal, "a_b", CreateTopic::default()).await.unwrap();
+    assert_eq!(created.0, Creation::Created);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_reader_is_woken_by_the_record_it_waits_for() {
     let node = Node::start(&SimFs::new(), &clock()).await;
     let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();

@@ -145,9 +145,11 @@ async fn accept_decides_or_is_refused() {
         let reply = Reply::of(request).await;
         assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (406, &json!("not_acceptable")));
     }
-    let lines = server.request(Method::POST, RECORDS).header("accept", "text/html");
-    let lines = lines.header("content-type", NDJSON).body("{\"value\":1}\n");
-    assert_eq!(Reply::of(lines).await.status, 406);
+    for accept in ["text/html", JSON] {
+        let lines = server.request(Method::POST, RECORDS).header("accept", accept);
+        let lines = lines.header("content-type", NDJSON).body("{\"value\":1}\n");
+        assert_eq!(Reply::of(lines).await.status, 406, "reports are lines: {accept}");
+    }
     let end = get(&server, RECORDS).await.json();
     assert_eq!(end["records"], json!([]), "what is refused is not written");
     server.stop().await;

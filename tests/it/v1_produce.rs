@@ -7,9 +7,10 @@ use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::{Reply, Server};
+use crate::support::{Reply, Server, eventually};
 
 const RECORDS: &str = "/v1/topics/t/records";
+const NDJSON: &str = "application/x-ndjson";
 
 async fn put_topic(server: &Server, body: &'static str) {
     let reply = Reply::of(server.request(Method::PUT, "/v1/topics/t").body(body)).await;
@@ -112,6 +113,83 @@ async fn acks_0_answers_before_the_write() {
 }
 
 #[tokio::test]
+async fn acks_0_reports_each_line_when_it_is_queued() {
+    let server = Server::start().await;
+    put_topic(&server, r#"{"partitions":1}"#).await;
+    let lines = "{\"value\":1}\n{\"value\":\n{\"value\":2}\n{\"value\":3,\"partition\":7}\n";
+    let reply = produce(&server, "?acks=0", NDJSON, lines).await;
+    assert_eq!(reply.status, 202);
+    assert_eq!(reply.header("content-type"), Some(NDJSON));
+    let reports: Vec<Value> =
+        reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let code = |report: &Value| report["error"]["code"].as_str().map(str::to_owned);
+    let codes: Vec<_> = reports.iter().map(code).collect();
+    let (bad, missing) = ("invalid_request".to_owned(), "partition_not_found".to_owned());
+    assert_eq!(codes, [None, Some(bad), None, Some(missing)]);
+    assert_eq!((&reports[0], &reports[2]), (&json!({}), &json!({})));
+    eventually("both are written", async || (read_lines(&server).await.len() == 2).then_some(()))
+        .await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_stands_in_a_list_is_a_record_even_without_members() {
+    let server = Server::start().await;
+    put_topic(&server, r#"{"partitions":1}"#).await;
+    for (body, count) in [
+        (r#"[{},{"partition":0}]"#, 2),
+        (r#"{"records":[{}]}"#, 1),
+        (r#"{"records":[{"offset":5,"topic":"x"},{"timestamp":7}]}"#, 2),
+    ] {
+        let reply = json(&server, body).await;
+        assert_eq!(reply.status, 200, "{body}: {}", reply.text());
+        assert_eq!(reply.json()["records"].as_array().unwrap().len(), count, "{body}");
+    }
+    let lines = produce(&server, "", NDJSON, "{}\n{\"partition\":0}\n").await;
+    assert_eq!(lines.text().matches("\"offset\"").count(), 2, "{}", lines.text());
+    for body in ["{}", r#"{"partition":0}"#, r#"{"offset":5}"#] {
+        let reply = json(&server, body).await;
+        assert_eq!(reply.status, 422, "{body}: {}", reply.text());
+    }
+    let page = Reply::of(server.request(Method::GET, RECORDS)).await.json();
+    let records = page["records"].as_array().unwrap();
+    assert_eq!(records.len(), 7);
+    let is_bare =
+        |r: &Value| r["key"].is_null() && r["value"].is_null() && r["headers"] == json!([]);
+    assert!(records.iter().all(is_bare), "{page}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_refused_on_every_face() {
+    const V2: &str = "application/vnd.kafka.json.v2+json";
+    let server = Server::start().await;
+    let send = async |method: Method, path: &str, (content_type, coding): (&str, &str)| {
+        let request = server.request(method, path).header("content-type", content_type);
+        Reply::of(request.header("content-encoding", coding).body(r#"{"records":[{}]}"#)).await
+    };
+    for coding in ["gzip", "identity, zstd", "br"] {
+        for content_type in ["application/json", NDJSON, "text/plain"] {
+            let reply = send(Method::POST, RECORDS, (content_type, coding)).await;
+            assert_eq!(reply.status, 415, "{content_type} {coding}");
+            assert_eq!(reply.json()["code"], "unsupported_media_type");
+        }
+        let reply = send(Method::POST, "/topics/t", (V2, coding)).await;
+        assert_eq!((reply.status.as_u16(), &reply.json()["error_code"]), (415, &json!(415)));
+        let reply = send(Method::PUT, "/v1/topics/t", ("application/json", coding)).await;
+        assert_eq!(reply.status, 415);
+    }
+    let reply = Reply::of(server.request(Method::GET, "/v1/topics/t")).await;
+    assert_eq!(reply.status, 404, "what is refused creates nothing");
+    for coding in ["identity", "Identity", ""] {
+        let reply = send(Method::POST, RECORDS, ("application/json", coding)).await;
+        assert_eq!(reply.status, 200, "{coding}");
+        assert_eq!(send(Method::POST, "/topics/t", (V2, coding)).await.status, 200, "{coding}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_with_any_bad_record_writes_nothing() {
     let server =
         Server::start_with(&[("http.max_records", "3"), ("http.max_body_bytes", "64 KiB")]).await;
@@ -144,7 +222,6 @@ async fn a_request_with_any_bad_record_writes_nothing() {
         ("?ack=all", "application/json", 400),
         ("?acks=2", "application/json", 400),
         ("?key=k", "application/json", 400),
-        ("?acks=0", "application/x-ndjson", 400),
         ("?partition=-1", "text/plain", 400),
         ("", "application/json; charset=latin1", 415),
         ("", "application/x-ndjson; charset=utf-16", 415),

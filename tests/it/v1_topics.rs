@@ -44,6 +44,28 @@ async fn a_put_creates_confirms_or_differs() {
 }
 
 #[tokio::test]
+async fn what_is_given_twice_is_refused() {
+    let server = Server::start().await;
+    for (body, pointer) in [
+        (r#"{"partitions":1,"partitions":2}"#, "/partitions"),
+        (r#"{"configs":{"retention.ms":1,"retention.ms":2}}"#, "/configs/retention.ms"),
+        (r#"{"configs":{},"replication_factor":1,"configs":{}}"#, "/configs"),
+    ] {
+        let reply = Reply::of(server.request(Method::PUT, "/v1/topics/t").body(body)).await;
+        assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (422, &json!("invalid_body")));
+        assert_eq!(reply.json()["errors"][0]["pointer"], pointer, "{body}");
+    }
+    for query in ["limit=1&limit=2", "prefix=a&prefix=a", "cursor=&cursor=", "l%69mit=1&limit=1"] {
+        let reply = Reply::of(server.request(Method::GET, &format!("/v1/topics?{query}"))).await;
+        assert_eq!((reply.status.as_u16(), &reply.json()["error_code"]), (400, &json!(400)));
+        assert!(reply.json()["detail"].as_str().unwrap().contains("twice"), "{query}");
+    }
+    let list = Reply::of(server.request(Method::GET, "/v1/topics")).await.json();
+    assert_eq!(list["topics"], json!([]));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn what_no_topic_can_be_is_refused() {
     let server = Server::start().await;
     let put = async |name: &str, body: &'static str| {

@@ -105,6 +105,18 @@ async fn topics_and_partitions_have_confluents_shapes() {
     server.stop().await;
 }
 
+/// What Confluent's proxy says in words; clients compare it.
+fn text_of(error_code: u32) -> &'static str {
+    match error_code {
+        404 => "HTTP 404 Not Found",
+        405 => "HTTP 405 Method Not Allowed",
+        40401 => "Topic not found.",
+        40402 => "Partition not found.",
+        40403 => "This server does not host this topic-partition.",
+        other => panic!("no text is known for {other}"),
+    }
+}
+
 #[tokio::test]
 async fn what_is_missing_has_its_own_number_on_each_path() {
     let server = Server::start().await;
@@ -130,7 +142,29 @@ async fn what_is_missing_has_its_own_number_on_each_path() {
         ("/topics/a/nope", 404),
         ("/brokers/1", 404),
     ] {
-        assert_error(&get(&server, path).await, 404, error_code, path);
+        let reply = get(&server, path).await;
+        assert_error(&reply, 404, error_code, path);
+        assert_eq!(reply.json()["message"], text_of(error_code), "{path}");
+    }
+    for path in ["/topics/a/partitions/2", "/topics/a/partitions/-1"] {
+        let reply = post(&server, path, JSON, r#"{"records":[{"value":1}]}"#).await;
+        assert_error(&reply, 404, 40402, path);
+        assert_eq!(reply.json()["message"], text_of(40402), "{path}");
+    }
+    let body = r#"{"records":[{"value":1,"partition":2}]}"#;
+    let reply = post(&server, "/topics/a", JSON, body).await;
+    assert_error(&reply, 404, 40402, "a record's partition");
+    assert_eq!(reply.json()["message"], text_of(40402));
+    let v3 = get(&server, "/v3/nope").await;
+    assert_eq!(
+        (v3.status, v3.header("content-type")),
+        (StatusCode::NOT_FOUND, Some("application/json"))
+    );
+    assert_eq!(v3.json(), json!({"error_code": 404, "message": text_of(404)}));
+    for path in ["/topics/a/b/c/d/", "/consumers"] {
+        let reply = post(&server, path, JSON, "{}").await;
+        assert_error(&reply, 404, 404, path);
+        assert_eq!(reply.json()["message"], text_of(404), "{path}");
     }
     server.stop().await;
 }
@@ -266,6 +300,7 @@ async fn without_auto_creation_a_missing_topic_is_an_error_at_once() {
     let server = Server::start_with(&[("topics.auto_create", "false")]).await;
     let reply = post(&server, "/topics/new", JSON, r#"{"records":[{"value":1}]}"#).await;
     assert_error(&reply, 404, 40401, "no such topic");
+    assert_eq!(reply.json()["message"], text_of(40401));
     assert_eq!(get(&server, "/topics").await.json(), json!([]));
     server.stop().await;
 }
@@ -381,6 +416,13 @@ async fn schema_formats_say_what_is_missing() {
             assert_error(&reply, status, error_code, body);
         }
     }
+    let avro = "application/vnd.kafka.avro.v2+json";
+    let request = server.request(Method::POST, "/topics/a").header("content-type", avro);
+    let request = request.header("accept", "application/problem+json");
+    let reply = Reply::of(request.body(r#"{"records":[{"value":1}],"value_schema_id":1}"#)).await;
+    let problem = reply.json();
+    assert_eq!((reply.status.as_u16(), &problem["code"]), (408, &json!("no_schema_registry")));
+    assert_eq!((&problem["error_code"], &problem["retriable"]), (&json!(40801), &json!(false)));
     server.stop().await;
 }
 
@@ -504,6 +546,7 @@ async fn methods_and_slashes_are_forgiving_where_it_is_harmless() {
     assert_eq!((head.status, head.text()), (StatusCode::OK, ""));
     let reply = Reply::of(server.request(Method::DELETE, "/topics/a")).await;
     assert_error(&reply, 405, 405, "DELETE");
+    assert_eq!(reply.json()["message"], text_of(405));
     let allow = reply.header("allow").unwrap_or_default();
     assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
     server.stop().await;

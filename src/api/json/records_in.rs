@@ -1,5 +1,8 @@
 //! Records as clients send them: one, an array, or `{"records":[...]}`; a line of NDJSON is one.
 //!
+//! An object that is a whole body says by `key`, `value` or `headers` that it is a record; what
+//! stands where a record must be may lack all three: a tombstone with a null key.
+//!
 //! Everything is borrowed from the body except texts with escapes and base64. A member that is
 //! `null` counts as absent. All faulty records of a body are reported, up to a bound; malformed
 //! JSON ends the search, since nothing after it can be told apart.
@@ -73,7 +76,7 @@ pub(crate) fn parse_body(body: &[u8], records_max: usize) -> Result<Body<'_>, Ap
 pub(crate) fn parse_line(line: &[u8]) -> Result<ProduceRecord<'_>, ApiError> {
     let mut scanner = Scanner::new(utf8(line)?);
     let mut record = ProduceRecord::default();
-    let read = record_or_fault(&mut scanner, &mut record);
+    let read = record_or_fault(&mut scanner, Place::Listed, &mut record);
     match read.and_then(|fault| scanner.end().map(|()| fault)) {
         Ok(None) => Ok(record),
         Ok(Some(fault)) => Err(fault.error("")),
@@ -120,6 +123,15 @@ impl RecordError {
     fn error(self, prefix: &str) -> ApiError {
         ApiError::at(self.code, format!("{prefix}{}", self.pointer), self.detail)
     }
+}
+
+/// Where an object stands that is read as a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It is the body: only its members tell that it is meant to be a record.
+    WholeBody,
+    /// Nothing but a record can stand there.
+    Listed,
 }
 
 /// Reading a record fails in two ways: the text is not JSON, or the record is not acceptable.
@@ -219,7 +231,8 @@ impl<'a> BodyReader<'a> {
         // Read where it stays: a record is a hundred bytes, and this is the hot path.
         self.records.push(ProduceRecord::default());
         let Some(record) = self.records.last_mut() else { return Ok(()) };
-        if let Some(fault) = record_or_fault(scanner, record)? {
+        let place = if form == Form::One { Place::WholeBody } else { Place::Listed };
+        if let Some(fault) = record_or_fault(scanner, place, record)? {
             self.records.pop();
             self.fault(form, fault);
         }
@@ -263,11 +276,12 @@ impl<'a> BodyReader<'a> {
 /// the same, so that what follows can be read.
 fn record_or_fault<'a>(
     scanner: &mut Scanner<'a>,
+    place: Place,
     record: &mut ProduceRecord<'a>,
 ) -> Result<Option<RecordError>, SyntaxError> {
     scanner.peek();
     let start = scanner.at();
-    match read_record(scanner, record) {
+    match read_record(scanner, place, record) {
         Ok(()) => Ok(None),
         Err(Failure::Syntax(error)) => Err(error),
         Err(Failure::Record(error)) => {
@@ -325,6 +339,7 @@ fn member(scanner: &mut Scanner<'_>, seen: u8) -> Result<u8, Failure> {
 
 fn read_record<'a>(
     scanner: &mut Scanner<'a>,
+    place: Place,
     record: &mut ProduceRecord<'a>,
 ) -> Result<(), Failure> {
     if scanner.peek() != Some(b'{') {
@@ -357,7 +372,8 @@ fn read_record<'a>(
         }
         scanner.expect(b'}', "expected ',' or '}'")?;
     }
-    if seen & (member::KEY | member::VALUE | member::HEADERS) == 0 {
+    let is_unnamed = seen & (member::KEY | member::VALUE | member::HEADERS) == 0;
+    if is_unnamed && place == Place::WholeBody {
         let detail = "expected 'records', or a record with 'key', 'value' or 'headers'";
         return Err(RecordError::shape("", detail).into());
     }
@@ -511,7 +527,7 @@ fn integer<N: std::str::FromStr>(raw: &str) -> Option<N> {
 }
 
 /// Returns the JSON pointer (RFC 6901) to a member.
-fn pointer_to(name: &str) -> String {
+pub(crate) fn pointer_to(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 

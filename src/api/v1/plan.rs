@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use crate::api::State;
 use crate::api::cursor::Cursor;
 use crate::api::error::{ApiError, Code};
-use crate::api::http::{bad_parameter, query, unknown_parameter};
+use crate::api::http::{bad_parameter, query, repeated_parameter, unknown_parameter};
 use crate::api::json::records_out::Format;
 use crate::broker::{OnDamage, ReadError, Search, Start, Topic};
 use crate::record::Record;
@@ -209,7 +209,7 @@ impl<'a> Given<'a> {
         if first {
             return Ok(());
         }
-        Err(ApiError::invalid_request(format!("query parameter '{name}' is given twice")))
+        Err(repeated_parameter(name))
     }
 
     fn finish(self, streams: bool) -> Result<Parameters, ApiError> {

@@ -16,8 +16,8 @@ use utoipa::ToSchema;
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code, Fault, Problem};
 use crate::api::http::{
-    FORM, JSON, MediaType, NDJSON, bad_parameter, json, negotiate, query, read_body,
-    topic_to_write, unknown_parameter,
+    FORM, JSON, MediaType, NDJSON, bad_parameter, expect_identity, json, negotiate, query,
+    read_body, repeated_parameter, topic_to_write, unknown_parameter,
 };
 use crate::api::json::records_in::{self, Form};
 use crate::api::v1::{name_to_write, stream};
@@ -81,7 +81,7 @@ struct OutcomeBody {
 
 /// What a produce request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Acks {
+pub(super) enum Acks {
     /// The records are stored on a majority.
     All,
     /// The records are checked and queued.
@@ -108,7 +108,8 @@ enum Acks {
         (status = 200, description = "All were written; NDJSON: the reports follow, until the body \
             ends or nothing is sent and no report taken for 5 minutes",
             body = ProducedBody),
-        (status = 202, description = "With acks=0: checked, and queued"),
+        (status = 202, description = "With acks=0: checked, and queued; NDJSON: the status comes \
+            at once, and each line is reported as `{}` when that is so"),
         (status = 207, description = "Some were written", body = ProducedBody),
         (status = 400, description = "Malformed", body = Problem,
             content_type = "application/problem+json"),
@@ -134,20 +135,17 @@ enum Acks {
 )]
 pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
+    expect_identity(&parts.headers)?;
     match BodyKind::of(&parts.headers)? {
         BodyKind::Json => whole(&state, &parts, body).await,
         BodyKind::Raw => raw(&state, &parts, body).await,
         BodyKind::Ndjson => {
-            negotiate(&parts.headers, &[NDJSON, JSON])?;
-            if acks_alone(&parts)? == Acks::None {
-                let detail =
-                    format!("acks=0 is not possible with {NDJSON}: every line is answered");
-                return Err(ApiError::invalid_request(detail));
-            }
+            negotiate(&parts.headers, &[NDJSON])?;
+            let acks = acks_alone(&parts)?;
             let name = name_to_write(&parts)?;
             let topic = topic_to_write(&state, &name, None, &[]).await?;
             let awaits_continue = parts.headers.contains_key(header::EXPECT);
-            Ok(stream::answer(&state, topic, body, awaits_continue).await)
+            Ok(stream::answer(&state, topic, body, (acks, awaits_continue)).await)
         }
     }
 }
@@ -208,15 +206,11 @@ fn acks_alone(parts: &Parts) -> Result<Acks, ApiError> {
     for (name, value) in query(&parts.uri)? {
         match &*name {
             "acks" if acks.is_none() => acks = Some(parse_acks(&value)?),
-            "acks" => return Err(repeated("acks")),
+            "acks" => return Err(repeated_parameter("acks")),
             _ => return Err(unknown_parameter(&name)),
         }
     }
     Ok(acks.unwrap_or(Acks::All))
-}
-
-fn repeated(name: &str) -> ApiError {
-    ApiError::invalid_request(format!("query parameter '{name}' is given twice"))
 }
 
 async fn whole(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, ApiError> {
@@ -397,7 +391,7 @@ impl RawQuery {
                 _ => return Err(unknown_parameter(&name)),
             };
             if !first {
-                return Err(repeated(&name));
+                return Err(repeated_parameter(&name));
             }
         }
         parsed.acks = acks.unwrap_or(Acks::All);

@@ -2,7 +2,7 @@
 //! carries them.
 //!
 //! Most clients send everything before they read anything, so reports wait here: 20 bytes for a
-//! record that was written, the error's text for one that was not.
+//! record that was written or queued, the error's text for one that was not.
 //!
 //! Invariants:
 //! - reports leave in the order in which they came;
@@ -24,11 +24,21 @@ use crate::types::{Offset, PartitionId, Timestamp};
 /// Bytes of answer that are made at a time.
 const CHUNK_BYTES: usize = 32 * 1024;
 
-/// A record's report: partition, offset, timestamp, little endian. Partition `u32::MAX`, which
-/// does not exist, stands for the next of the errors.
+/// What became of a line that was not refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Report {
+    /// Its record was written.
+    Written(Acknowledged),
+    /// Its record waits to be written, and nobody waits for that.
+    Queued,
+}
+
+/// A line's report: partition, offset, timestamp, little endian. Two partitions that do not exist
+/// stand for what has no place: the next of the errors, and a record that is queued.
 type Packed = [u8; 20];
 
 const ERROR: u32 = u32::MAX;
+const QUEUED: u32 = u32::MAX - 1;
 
 /// Both ends' shared queue.
 #[derive(Debug)]
@@ -71,11 +81,12 @@ impl Reports {
     }
 
     /// Adds the reports of some lines, in order.
-    pub(super) fn push(&self, reports: impl Iterator<Item = Result<Acknowledged, ApiError>>) {
+    pub(super) fn push(&self, reports: impl Iterator<Item = Result<Report, ApiError>>) {
         let mut queue = self.queue.lock();
         for report in reports {
             match report {
-                Ok(acknowledged) => queue.packed.push_back(pack(&acknowledged)),
+                Ok(Report::Written(acknowledged)) => queue.packed.push_back(pack(&acknowledged)),
+                Ok(Report::Queued) => queue.packed.push_back(pack_raw(QUEUED, 0, 0)),
                 Err(error) => {
                     let mut text = Vec::new();
                     push_error(&mut text, &error);
@@ -151,7 +162,8 @@ fn take_lines(queue: &mut Queue) -> Vec<u8> {
             break;
         };
         match unpack(&packed) {
-            Some(acknowledged) => writer.push(&mut lines, &acknowledged),
+            Some(Report::Written(acknowledged)) => writer.push(&mut lines, &acknowledged),
+            Some(Report::Queued) => lines.extend_from_slice(b"{}"),
             None => {
                 let text = queue.errors.pop_front().unwrap_or_default();
                 queue.error_bytes -= text.len();
@@ -182,15 +194,19 @@ fn pack_raw(partition: u32, offset: i64, timestamp: i64) -> Packed {
     packed
 }
 
-fn unpack(packed: &Packed) -> Option<Acknowledged> {
+/// Returns a report, `None` when it is the next of the errors.
+fn unpack(packed: &Packed) -> Option<Report> {
     let (partition, rest) = packed.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*partition) == QUEUED {
+        return Some(Report::Queued);
+    }
     let (offset, rest) = rest.split_first_chunk::<8>()?;
     let (timestamp, _) = rest.split_first_chunk::<8>()?;
-    Some(Acknowledged {
+    Some(Report::Written(Acknowledged {
         partition: PartitionId::new(u32::from_le_bytes(*partition))?,
         offset: Offset::new(i64::from_le_bytes(*offset))?,
         timestamp: Timestamp::from_millis(i64::from_le_bytes(*timestamp)),
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -198,12 +214,12 @@ mod tests {
     use super::*;
     use crate::broker::AppendError;
 
-    fn written(offset: i64) -> Result<Acknowledged, ApiError> {
-        Ok(Acknowledged {
+    fn written(offset: i64) -> Result<Report, ApiError> {
+        Ok(Report::Written(Acknowledged {
             partition: PartitionId::new(3).unwrap(),
             offset: Offset::new(offset).unwrap(),
             timestamp: Timestamp::from_millis(-7),
-        })
+        }))
     }
 
     #[tokio::test]
@@ -211,6 +227,7 @@ mod tests {
         let reports = Reports::new(1000);
         reports
             .push([written(1), Err(AppendError::Overloaded.into()), written(i64::MAX)].into_iter());
+        reports.push([Ok(Report::Queued)].into_iter());
         reports.end();
         let mut lines = ReportLines(Arc::clone(&reports));
         let text = String::from_utf8(lines.next().await.unwrap().to_vec()).unwrap();
@@ -218,7 +235,8 @@ mod tests {
         assert_eq!(text[0], r#"{"partition":3,"offset":1,"timestamp":-7}"#);
         assert!(text[1].starts_with(r#"{"error":{"type":"urn:eddyline:error:overloaded""#));
         assert_eq!(text[2], r#"{"partition":3,"offset":9223372036854775807,"timestamp":-7}"#);
-        assert_eq!(text.len(), 3);
+        assert_eq!(text[3], "{}");
+        assert_eq!(text.len(), 4);
         assert!(lines.next().await.is_none());
     }
 

@@ -5,6 +5,8 @@
 //! client reads, and most clients do not read before they have sent everything. It groups the lines
 //! that are there into one append, keeps some appends in flight, and queues reports in order.
 //!
+//! With `acks=0` a line is reported, as `{}`, when its record is checked and queued.
+//!
 //! Invariants:
 //! - every line that is not empty gets one report, in order: a bad one does not end the stream;
 //! - memory is bounded by one chunk and one line of the body, [`GROUPS_IN_FLIGHT_MAX`] groups of
@@ -28,10 +30,9 @@ use crate::api::error::{ApiError, Code};
 use crate::api::http::{NDJSON, next_data};
 use crate::api::json::records_in;
 use crate::api::v1::lines::{Batch, Line, Lines};
-use crate::api::v1::reports::{ReportLines, Reports};
-use crate::broker::{
-    Acknowledged, AppendError, Appending, Outcomes, ProduceError, ProduceRecord, Topic,
-};
+use crate::api::v1::produce::Acks;
+use crate::api::v1::reports::{Report, ReportLines, Reports};
+use crate::broker::{AppendError, Appending, Outcomes, ProduceError, ProduceRecord, Topic};
 
 /// Lines of one append at most.
 const GROUP_LINES_MAX: usize = 1000;
@@ -47,7 +48,7 @@ pub(super) async fn answer(
     state: &Arc<State>,
     topic: Arc<Topic>,
     mut body: Body,
-    awaits_continue: bool,
+    (acks, awaits_continue): (Acks, bool),
 ) -> Response {
     let mut first = None;
     if awaits_continue {
@@ -64,6 +65,7 @@ pub(super) async fn answer(
         state: Arc::clone(state),
         topic,
         lines: Lines::new(state.config.max_line_bytes),
+        acks,
         in_flight: VecDeque::new(),
         reports,
     };
@@ -73,7 +75,10 @@ pub(super) async fn answer(
         Some((Ok::<_, std::convert::Infallible>(chunk), lines))
     });
     let mut response = Response::new(Body::from_stream(reports));
-    *response.status_mut() = StatusCode::OK;
+    *response.status_mut() = match acks {
+        Acks::All => StatusCode::OK,
+        Acks::None => StatusCode::ACCEPTED,
+    };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
@@ -84,6 +89,7 @@ struct Pump {
     state: Arc<State>,
     topic: Arc<Topic>,
     lines: Lines,
+    acks: Acks,
     in_flight: VecDeque<Group>,
     reports: Arc<Reports>,
 }
@@ -93,10 +99,20 @@ struct Group {
     lines: usize,
     /// Lines that were refused, by their position, ascending.
     refused: VecDeque<(usize, ApiError)>,
-    /// The other lines' append, `None` when there are none.
-    appending: Option<Appending>,
+    /// What becomes of the other lines.
+    fate: Fate,
     /// When its outcome counts as unknown.
     deadline: Instant,
+}
+
+/// What becomes of the lines that were not refused.
+enum Fate {
+    /// There are none.
+    NoLines,
+    /// Their append's outcome is reported.
+    Awaited(Appending),
+    /// Their append's outcome is of no interest.
+    Queued,
 }
 
 /// What the body gave.
@@ -161,7 +177,8 @@ impl Pump {
         let mut lines = batch.lines().peekable();
         while lines.peek().is_some() {
             let deadline = Instant::now() + self.state.config.request_timeout;
-            let mut group = Group { lines: 0, refused: VecDeque::new(), appending: None, deadline };
+            let mut group =
+                Group { lines: 0, refused: VecDeque::new(), fate: Fate::NoLines, deadline };
             let mut records = Vec::new();
             let mut bytes = 0;
             while group.lines < GROUP_LINES_MAX && bytes < GROUP_BYTES_MAX {
@@ -194,7 +211,10 @@ impl Pump {
         while !records.is_empty() {
             match self.state.broker.produce(&self.state.principal, &self.topic, &records) {
                 Ok(appending) => {
-                    group.appending = Some(appending);
+                    group.fate = match self.acks {
+                        Acks::All => Fate::Awaited(appending),
+                        Acks::None => Fate::Queued,
+                    };
                     break;
                 }
                 // Full queues slow the sender down.
@@ -233,12 +253,21 @@ async fn report_oldest(in_flight: &mut VecDeque<Group>, reports: &Reports) {
     let Some(group) = in_flight.front_mut() else {
         return;
     };
-    let outcomes = match group.appending.as_mut() {
-        Some(appending) => tokio::time::timeout_at(group.deadline, appending).await.ok(),
-        None => None,
+    let outcomes = match &mut group.fate {
+        Fate::Awaited(appending) => tokio::time::timeout_at(group.deadline, appending).await.ok(),
+        Fate::Queued | Fate::NoLines => None,
     };
-    if let Some(group) = in_flight.pop_front() {
-        reports.push(merge(group.lines, group.refused, outcomes.as_ref()));
+    if let Some(Group { lines, refused, fate, .. }) = in_flight.pop_front() {
+        match fate {
+            Fate::Queued => {
+                reports.push(merge(lines, refused, std::iter::repeat(Report::Queued).map(Ok)))
+            }
+            Fate::Awaited(_) | Fate::NoLines => {
+                let outcomes = outcomes.iter().flat_map(Outcomes::iter);
+                let written = outcomes.map(|outcome| outcome.map(Report::Written));
+                reports.push(merge(lines, refused, written));
+            }
+        }
     }
 }
 
@@ -247,9 +276,8 @@ async fn report_oldest(in_flight: &mut VecDeque<Group>, reports: &Reports) {
 fn merge(
     lines: usize,
     mut refused: VecDeque<(usize, ApiError)>,
-    outcomes: Option<&Outcomes>,
-) -> impl Iterator<Item = Result<Acknowledged, ApiError>> {
-    let mut outcomes = outcomes.into_iter().flat_map(Outcomes::iter);
+    mut outcomes: impl Iterator<Item = Result<Report, AppendError>>,
+) -> impl Iterator<Item = Result<Report, ApiError>> {
     (0..lines).map(move |line| {
         if let Some((_, error)) = refused.pop_front_if(|(position, _)| *position == line) {
             return Err(error);

@@ -1,6 +1,6 @@
 //! Topics: create, confirm, show, list, delete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -18,8 +18,11 @@ use uuid::Uuid;
 use crate::api::State;
 use crate::api::error::{ApiError, Code, Problem};
 use crate::api::http::{
-    FORM, JSON, MediaType, bad_parameter, json_of, negotiate, query, read_body, unknown_parameter,
+    FORM, JSON, MediaType, bad_parameter, expect_identity, json_of, negotiate, query, read_body,
+    repeated_parameter, unknown_parameter,
 };
+use crate::api::json::Scanner;
+use crate::api::json::records_in::{pointer_to, syntax, utf8};
 use crate::api::v1::{name_to_write, topic_of};
 use crate::broker::{CreateTopic, Creation, PartitionDetails, Topic, TopicError, TopicSummary};
 
@@ -212,6 +215,7 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
     let (parts, body) = request.into_parts();
     negotiate(&parts.headers, &[JSON])?;
     no_parameters(&parts.uri)?;
+    expect_identity(&parts.headers)?;
     if let Some(given) = parts.headers.get(header::CONTENT_TYPE) {
         let media_type = MediaType::parse(given.to_str().unwrap_or_default());
         if !media_type.is(JSON) && !media_type.is(FORM) {
@@ -229,7 +233,14 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
         Creation::Created => StatusCode::CREATED,
         Creation::Confirmed => StatusCode::OK,
     };
-    json_of(status, &detailed(&state, &topic).await?)
+    let body = detailed(&state, &topic).await.map_err(|error| match error.code() {
+        // It was there when it was created or confirmed: a deletion has come in between.
+        Code::TopicNotFound => {
+            ApiError::new(Code::Unavailable, format!("'{}' is being deleted", topic.summary().name))
+        }
+        _ => error,
+    })?;
+    json_of(status, &body)
 }
 
 /// Deletes a topic and its records.
@@ -302,7 +313,11 @@ struct ListParameters {
 fn list_parameters(uri: &Uri) -> Result<ListParameters, ApiError> {
     let mut parameters =
         ListParameters { limit: LIMIT_DEFAULT, after: None, prefix: String::new() };
+    let mut given = BTreeSet::new();
     for (name, value) in query(uri)? {
+        if !given.insert(name.clone()) {
+            return Err(repeated_parameter(&name));
+        }
         match &*name {
             "limit" => {
                 parameters.limit = value
@@ -346,52 +361,82 @@ fn settings(body: &[u8]) -> Result<CreateTopic, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(asked);
     }
-    let body: Value = serde_json::from_slice(body)
-        .map_err(|error| ApiError::invalid_request(format!("malformed JSON: {error}")))?;
-    let refuse = |pointer: &str, expected: &str| {
-        Err(ApiError::at(Code::InvalidBody, pointer, format!("expected {expected}")))
-    };
-    let Value::Object(members) = body else {
-        return refuse("", "an object");
-    };
-    for (name, value) in members {
-        match (name.as_str(), value) {
-            ("partitions" | "replication_factor" | "configs", Value::Null) => {}
+    let mut seen = BTreeSet::new();
+    for (name, raw) in members(utf8(body)?, "")? {
+        let pointer = pointer_to(&name);
+        if !seen.insert(name.clone()) {
+            return Err(ApiError::at(Code::InvalidBody, pointer, "the member repeats"));
+        }
+        match name.as_str() {
+            "partitions" | "replication_factor" | "configs" if raw == "null" => {}
             // A count that no u32 holds is not acceptable, like any other that is too large.
-            ("partitions", value) if value.is_i64() || value.is_u64() => {
-                asked.partitions = Some(count(&value, "partitions")?);
+            "partitions" => asked.partitions = Some(count(raw, "partitions")?),
+            "replication_factor" => {
+                asked.replication_factor = Some(count(raw, "replication_factor")?);
             }
-            ("partitions", _) => return refuse("/partitions", "an integer"),
-            ("replication_factor", value) if value.is_i64() || value.is_u64() => {
-                asked.replication_factor = Some(count(&value, "replication_factor")?);
-            }
-            ("replication_factor", _) => return refuse("/replication_factor", "an integer"),
-            ("configs", Value::Object(configs)) => {
-                for (name, value) in configs {
-                    let text = match value {
-                        Value::String(text) => text,
-                        Value::Number(number) => number.to_string(),
-                        Value::Bool(flag) => flag.to_string(),
-                        Value::Null | Value::Array(_) | Value::Object(_) => {
-                            let name = name.replace('~', "~0").replace('/', "~1");
-                            let expected = "a string, a number or a boolean";
-                            return refuse(&format!("/configs/{name}"), expected);
-                        }
-                    };
-                    asked.configs.push((name, text));
-                }
-            }
-            ("configs", _) => return refuse("/configs", "an object"),
-            _ => {
-                let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
-                return Err(ApiError::at(Code::InvalidBody, pointer, "unknown member"));
-            }
+            "configs" => asked.configs = configs(raw)?,
+            _ => return Err(ApiError::at(Code::InvalidBody, pointer, "unknown member")),
         }
     }
     Ok(asked)
 }
 
-fn count<N: TryFrom<u64>>(value: &Value, name: &str) -> Result<N, ApiError> {
+fn configs(raw: &str) -> Result<Vec<(String, String)>, ApiError> {
+    let mut configs = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (name, raw) in members(raw, "/configs")? {
+        let refuse = |detail: &str| {
+            ApiError::at(Code::InvalidBody, format!("/configs{}", pointer_to(&name)), detail)
+        };
+        if !seen.insert(name.clone()) {
+            return Err(refuse("the member repeats"));
+        }
+        let text = match serde_json::from_str(raw) {
+            Ok(Value::String(text)) => text,
+            Ok(Value::Number(number)) => number.to_string(),
+            Ok(Value::Bool(flag)) => flag.to_string(),
+            Ok(Value::Null | Value::Array(_) | Value::Object(_)) | Err(_) => {
+                return Err(refuse("expected a string, a number or a boolean"));
+            }
+        };
+        configs.push((name, text));
+    }
+    Ok(configs)
+}
+
+/// Splits an object into its members, in order, also those that repeat.
+///
+/// # Errors
+/// `invalid_request` when it is not JSON, `invalid_body` when it is no object.
+fn members<'a>(text: &'a str, pointer: &str) -> Result<Vec<(String, &'a str)>, ApiError> {
+    let mut scanner = Scanner::new(text);
+    if scanner.peek() != Some(b'{') {
+        scanner.value().and_then(|_| scanner.end()).map_err(syntax)?;
+        return Err(ApiError::at(Code::InvalidBody, pointer, "expected an object"));
+    }
+    let mut read = || {
+        let mut members = Vec::new();
+        scanner.expect(b'{', "expected an object")?;
+        let mut more = !scanner.skip_if(b'}');
+        while more {
+            let name = scanner.name()?.decode().unwrap_or_default().into_owned();
+            members.push((name, scanner.value()?));
+            more = scanner.skip_if(b',');
+            if !more {
+                scanner.expect(b'}', "expected ',' or '}'")?;
+            }
+        }
+        scanner.end()?;
+        Ok(members)
+    };
+    read().map_err(syntax)
+}
+
+fn count<N: TryFrom<u64>>(raw: &str, name: &str) -> Result<N, ApiError> {
+    let value: Option<Value> = serde_json::from_str(raw).ok();
+    let Some(value) = value.filter(|value| value.is_i64() || value.is_u64()) else {
+        return Err(ApiError::at(Code::InvalidBody, format!("/{name}"), "expected an integer"));
+    };
     let count = value.as_u64().and_then(|count| N::try_from(count).ok());
     count.ok_or_else(|| ApiError::new(Code::InvalidConfig, format!("{name} cannot be {value}")))
 }
@@ -432,6 +477,10 @@ mod tests {
             (r#"{"replication_factor":65536}"#, Code::InvalidConfig, None),
             (r#"{"configs":[]}"#, Code::InvalidBody, Some("/configs")),
             (r#"{"configs":{"a/b":null}}"#, Code::InvalidBody, Some("/configs/a~1b")),
+            (r#"{"configs":{"a":1,"a":1}}"#, Code::InvalidBody, Some("/configs/a")),
+            (r#"{"configs":{},"configs":{}}"#, Code::InvalidBody, Some("/configs")),
+            (r#"{"partitions":1,"partitions":null}"#, Code::InvalidBody, Some("/partitions")),
+            (r#"{"partitions":1} x"#, Code::InvalidRequest, None),
         ] {
             let error = settings(body.as_bytes()).unwrap_err();
             assert_eq!(error.code(), code, "{body}");

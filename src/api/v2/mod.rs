@@ -151,6 +151,10 @@ fn not_found() -> ApiError {
     ApiError::new(Code::NotFound, "HTTP 404 Not Found")
 }
 
+fn topic_not_found() -> ApiError {
+    ApiError::new(Code::TopicNotFound, "Topic not found.")
+}
+
 fn partition_not_found() -> ApiError {
     ApiError::new(Code::PartitionNotFound, "Partition not found.")
 }

@@ -15,8 +15,10 @@ use utoipa::ToSchema;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Code, Fault};
-use crate::api::http::{read_body, topic_to_write};
-use crate::api::v2::{answer_type, json, partition_not_found, partition_of, topic_of};
+use crate::api::http::{expect_identity, read_body, topic_to_write};
+use crate::api::v2::{
+    answer_type, json, partition_not_found, partition_of, topic_not_found, topic_of,
+};
 use crate::api::v2::{body, media};
 use crate::broker::{Acknowledged, AppendError, ProduceError, Topic, TopicError};
 use crate::types::PartitionId;
@@ -180,9 +182,10 @@ async fn produce(
     body: Body,
 ) -> Result<Response, ApiError> {
     let media_type = answer_type(headers)?;
-    let format = media::embedded(headers).map_err(|media::Unsupported| {
-        ApiError::new(Code::UnsupportedMediaType, "HTTP 415 Unsupported Media Type")
-    })?;
+    let unsupported =
+        || ApiError::new(Code::UnsupportedMediaType, "HTTP 415 Unsupported Media Type");
+    let format = media::embedded(headers).map_err(|media::Unsupported| unsupported())?;
+    expect_identity(headers).map_err(|_| unsupported())?;
     let bytes = read_body(state, body).await?;
     let options = body::Options {
         format,
@@ -218,7 +221,7 @@ async fn produce(
                 Err(_) => fail_all(AppendError::OutcomeUnknown),
             }
         }
-        Err(error) => fail_all(passing(&error).ok_or(error)?),
+        Err(error) => fail_all(passing(&error).ok_or_else(|| refusal(error))?),
     }
     Ok(answer.finish(media_type, is_strict(headers)))
 }
@@ -245,6 +248,15 @@ fn passing(error: &ProduceError) -> Option<AppendError> {
             | TopicError::NameCollides { .. }
             | TopicError::InvalidConfig(_),
         ) => None,
+    }
+}
+
+/// Translates what refuses the whole request; clients compare the texts of what is missing.
+fn refusal(error: ProduceError) -> ApiError {
+    match error {
+        ProduceError::Topic(TopicError::NotFound(_)) => topic_not_found(),
+        ProduceError::PartitionNotFound { .. } => partition_not_found(),
+        other => other.into(),
     }
 }
 
@@ -328,7 +340,7 @@ impl From<body::Fault> for ApiError {
             body::FaultKind::Partition => (Code::PartitionNotFound, None),
             body::FaultKind::KeySchemaMissing => (Code::InvalidBody, Some(42201)),
             body::FaultKind::ValueSchemaMissing => (Code::InvalidBody, Some(42202)),
-            body::FaultKind::NoRegistry => (Code::RequestTimeout, Some(40801)),
+            body::FaultKind::NoRegistry => (Code::NoSchemaRegistry, None),
         };
         let error = Self::new(code, fault.message.clone());
         let error = error.with_error_code(error_code.unwrap_or(code.row().error_code));

@@ -10,8 +10,10 @@ use utoipa::ToSchema;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Code};
-use crate::api::v2::{answer, answer_type, partition_not_found, partition_of, topic_of};
-use crate::broker::{PartitionDetails, ReadError, Topic};
+use crate::api::v2::{
+    answer, answer_type, partition_not_found, partition_of, topic_not_found, topic_of,
+};
+use crate::broker::{PartitionDetails, ReadError, Topic, TopicError};
 use crate::types::{NodeId, PartitionId};
 
 /// Topics that one look at the metadata takes; lists of any length are put together from these.
@@ -135,7 +137,10 @@ pub(super) async fn topic(state: Arc<State>, request: Request) -> Result<Respons
     let name = topic_of(&parts)?;
     // Confluent's proxy says 40403 here and 40401 below; clients test for both.
     let topic = find(&state, &name).map_err(|error| match error.code() {
-        Code::TopicNotFound => error.with_error_code(40403),
+        Code::TopicNotFound => {
+            let text = "This server does not host this topic-partition.";
+            ApiError::new(Code::TopicNotFound, text).with_error_code(40403)
+        }
         _ => error,
     })?;
     let summary = topic.summary();
@@ -212,7 +217,10 @@ pub(super) async fn offsets(state: Arc<State>, request: Request) -> Result<Respo
 }
 
 fn find(state: &State, name: &str) -> Result<Arc<Topic>, ApiError> {
-    Ok(state.broker.topic(&state.principal, name)?)
+    state.broker.topic(&state.principal, name).map_err(|error| match error {
+        TopicError::NotFound(_) => topic_not_found(),
+        other => other.into(),
+    })
 }
 
 fn existing(topic: &Topic, number: Option<PartitionId>) -> Result<PartitionId, ApiError> {
