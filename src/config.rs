@@ -119,6 +119,8 @@ pub struct Http {
     pub report_buffer_bytes: u64,
     /// How long a write may take before it is answered with 504.
     pub request_timeout: Duration,
+    /// Connections at a time; those beyond wait to be accepted.
+    pub max_connections: usize,
     /// Timers of connections and streams; they have no key.
     pub timers: api::Timers,
 }
@@ -212,6 +214,14 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Segment files that are kept open by default, however many the process may have.
+const OPEN_FILES_MAX: usize = 16_384;
+/// Descriptors that are kept for what is open for a moment: directories, indexes, checkpoints.
+const RESERVED_FILES: usize = 64;
+/// Bounds of the connections that are served at a time.
+const CONNECTIONS_MIN: usize = 16;
+const CONNECTIONS_MAX: usize = 1_000_000;
+
 /// What defaults depend on: facts of the machine that a test can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -236,7 +246,21 @@ impl Machine {
     }
 
     fn open_files(self) -> usize {
-        usize::try_from(self.open_files_limit / 4).unwrap_or(usize::MAX).clamp(16, 1_000_000)
+        usize::try_from(self.open_files_limit / 4).unwrap_or(usize::MAX).clamp(16, OPEN_FILES_MAX)
+    }
+
+    /// Returns how many connections there may be beside the files: segments (twice as many while
+    /// they wait for a sync), the write-ahead log's, and a reserve for what is open for a moment.
+    fn connections(self, storage: &Storage, wal: &Wal) -> usize {
+        let limit = usize::try_from(self.open_files_limit).unwrap_or(usize::MAX);
+        let wal_files = wal.max_bytes.checked_div(wal.file_bytes).unwrap_or(0);
+        let files = storage
+            .open_files
+            .saturating_mul(2)
+            .saturating_add(usize::try_from(wal_files).unwrap_or(usize::MAX));
+        let reserve = RESERVED_FILES.saturating_add(limit / 16);
+        let left = limit.saturating_sub(files).saturating_sub(reserve);
+        left.max(limit / 8).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
     }
 }
 
@@ -326,6 +350,7 @@ impl Config {
                 max_line_bytes: 2 * MIB,
                 report_buffer_bytes: 32 * MIB,
                 request_timeout: Duration::from_secs(30),
+                max_connections: 1024,
                 timers: api::Timers::default(),
             },
             groups: Groups {

@@ -17,7 +17,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let outcome = match command {
-        Command::Serve(args) => configure(&args).map(|found| process::done(serve(&found.config))),
+        Command::Serve(args) => {
+            process::raise_open_files();
+            configure(&args).map(|found| process::done(serve(&found.config)))
+        }
         Command::Config(ConfigCommand::Check(args)) => {
             configure(&args).map(|found| process::print(&found.to_toml()))
         }

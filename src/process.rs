@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use rustix::process::Resource;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -63,4 +64,12 @@ pub fn done<E: Into<Box<dyn Error + Send + Sync>>>(outcome: Result<(), E>) -> Ex
 pub fn fail(error: &dyn Display, code: ExitCode) -> ExitCode {
     let _ = writeln!(io::stderr(), "error: {error}");
     code
+}
+
+/// Asks for as many descriptors as the process may have: the usual soft limit is for programs that
+/// use `select`. Where it is refused, the limits derived from it are smaller.
+pub fn raise_open_files() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
 }

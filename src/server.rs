@@ -38,6 +38,7 @@ use crate::storage::wal;
 use crate::tasks::Tracker;
 use crate::types::{NodeId, Principal, ReplicaId, ShardId};
 
+mod connection;
 mod disk;
 mod health;
 mod http;

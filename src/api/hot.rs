@@ -13,14 +13,20 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, Uri};
-use axum::response::Response;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use tower::Service as _;
 
 use crate::api::error::{ApiError, Caller};
 use crate::api::http::{Endpoint, Verb};
 use crate::api::{State, router, v1, v2};
+
+/// Bytes of a request's head, each field counted with [`FIELD_BYTES`] beside its name and value.
+pub const HEAD_BYTES_MAX: u32 = 64 * 1024;
+
+/// What a field of a head takes in memory (RFC 9113, 6.5.2).
+const FIELD_BYTES: usize = 32;
 
 /// An answer on its way.
 type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -88,6 +94,10 @@ impl Hot {
     }
 }
 
+fn head_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES).sum()
+}
+
 fn is_segment(text: &str) -> bool {
     !text.is_empty() && memchr::memchr(b'/', text.as_bytes()).is_none()
 }
@@ -98,6 +108,11 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
     type Future = Answering;
 
     fn call(&self, request: hyper::Request<Incoming>) -> Answering {
+        // HTTP/2 refuses such a head by itself.
+        if head_bytes(request.headers()) > HEAD_BYTES_MAX as usize {
+            let refusal = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
+            return Box::pin(std::future::ready(Ok(refusal)));
+        }
         match self.hot.find(request.method(), request.uri()) {
             Some(handler) => handler(request.map(Body::new)),
             None => Box::pin(self.router.clone().call(request)),

@@ -41,7 +41,7 @@ use crate::metrics::Metrics;
 use crate::tasks::Tracker;
 use crate::types::Principal;
 
-pub use hot::Service;
+pub use hot::{HEAD_BYTES_MAX, Service};
 
 /// Bounds of requests, `http.*` in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Config {
     pub report_buffer_bytes: usize,
     /// Time for a body to arrive, and then for its records to be written.
     pub request_timeout: Duration,
+    /// Connections that are served at a time; those beyond wait to be accepted.
+    pub max_connections: usize,
     /// Timers of connections and streams.
     pub timers: Timers,
 }
@@ -73,6 +75,8 @@ pub struct Timers {
     pub events_comment_every: Duration,
     /// How long the sender of an NDJSON body may neither send anything nor take a report.
     pub produce_idle: Duration,
+    /// How long a client may take nothing of an answer that is ready for it.
+    pub answer_stall: Duration,
 }
 
 impl Default for Timers {
@@ -82,6 +86,7 @@ impl Default for Timers {
             events_life: Duration::from_secs(15 * 60),
             events_comment_every: Duration::from_secs(15),
             produce_idle: Duration::from_secs(5 * 60),
+            answer_stall: Duration::from_secs(60),
         }
     }
 }
@@ -94,6 +99,7 @@ impl Default for Config {
             max_line_bytes: 2 * 1024 * 1024,
             report_buffer_bytes: 32 * 1024 * 1024,
             request_timeout: Duration::from_secs(30),
+            max_connections: 4096,
             timers: Timers::default(),
         }
     }

@@ -25,7 +25,7 @@ use crate::shard::{self, Shard, ShardParts};
 use crate::storage::ballast::Ballast;
 use crate::storage::checkpoint::CheckpointStore;
 use crate::storage::fs::SharedFs;
-use crate::storage::fs::sim::{Operation, SimFs};
+use crate::storage::fs::sim::{Fault, NO_DESCRIPTORS, Operation, Repeat, SimFs};
 use crate::storage::log::{self, Store};
 use crate::storage::wal::{self, Wal};
 use crate::types::{
@@ -383,5 +383,31 @@ async fn a_retention_pass_ends_in_one_checkpoint_whose_files_go_off_the_shards_t
     tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
     assert_eq!(performed(Operation::Remove)[0], removals[0], "the shard's thread removes none");
     assert_eq!(performed(Operation::Rename), [renames[0], renames[1] + 1], "one checkpoint");
+    node.stop().await;
+}
+
+/// A checkpoint that fails for lack of descriptors has flushed, and not synced: what it should have
+/// synced must not be forgotten by the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_syncs_what_the_one_before_it_could_not() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    for n in 0..20 {
+        produce(&node.broker, &topic, &format!("k{n}"), n.to_string()).await;
+    }
+    let expected = read_all(&node.broker, &topic).await;
+    let path_contains = "partitions".to_owned();
+    let (errno, repeat) = (NO_DESCRIPTORS, Repeat::Always);
+    fs.inject(Fault { operation: Operation::OpenDir, after: 1, path_contains, errno, repeat });
+    node.shard.checkpoint().await.unwrap_err();
+    fs.clear_faults();
+    node.shard.checkpoint().await.unwrap();
+    let after = fs.cut();
+    node.stop().await;
+    let node = Node::start(&after, &clock).await;
+    assert_eq!(node.shard.damaged_ranges(), []);
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    assert_eq!(read_all(&node.broker, &topic).await, expected);
     node.stop().await;
 }

@@ -65,6 +65,7 @@ pub(super) struct Draft {
     wal_dir: Option<PathBuf>,
     shards_count: Option<u32>,
     open_files: Option<usize>,
+    max_connections: Option<usize>,
     pub(super) tls: TlsDraft,
 }
 
@@ -89,6 +90,7 @@ impl Default for Draft {
             wal_dir: None,
             shards_count: None,
             open_files: None,
+            max_connections: None,
             tls: TlsDraft::default(),
         }
     }
@@ -102,6 +104,9 @@ impl Draft {
         config.shards.count =
             self.shards_count.unwrap_or_else(|| machine.shards(config.cluster.initial.len()));
         config.storage.open_files = self.open_files.unwrap_or_else(|| machine.open_files());
+        config.http.max_connections = self
+            .max_connections
+            .unwrap_or_else(|| machine.connections(&config.storage, &config.wal));
         if let (Some(cert), Some(key), Some(ca)) = (self.tls.cert, self.tls.key, self.tls.ca) {
             config.cluster.tls = Some(ClusterTls { cert, key, ca });
         }
@@ -257,7 +262,7 @@ const STORAGE: &[Setting] = &[
         |d, v| put(&mut d.open_files, number(v, 16..=1_000_000).map(Some)),
         |c| shown(c.storage.open_files),
     )
-    .derived("a quarter of the process's limit"),
+    .derived("a quarter of the process's limit, at most 16384"),
 ];
 
 const TOPICS: &[Setting] = &[
@@ -312,6 +317,13 @@ const HTTP: &[Setting] = &[
         |d, v| put(&mut d.config.http.request_timeout, duration(v, millis(100)..=seconds(3600))),
         |c| shown_duration(c.http.request_timeout),
     ),
+    Setting::new(
+        "http.max_connections",
+        "connections at a time, those beyond wait to be accepted",
+        |d, v| put(&mut d.max_connections, number(v, 1..=1_000_000).map(Some)),
+        |c| shown(c.http.max_connections),
+    )
+    .derived("what the process's limit leaves beside its files"),
 ];
 
 const GROUPS: &[Setting] = &[

@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use crate::metadata::codec::Frame;
 use crate::metadata::{Error, Image};
-use crate::storage::fs::{Open, SharedFs, read_file};
+use crate::storage::fs::{Open, SharedFs, read_file, sync_changed};
 use crate::types::{LogPosition, RaftIndex, Term};
 
 /// The newest generation's name.
@@ -160,12 +160,14 @@ impl CheckpointFile {
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<Option<LogPosition>, Error> {
         let bytes = checkpoint.encode()?;
         let temporary = self.directory.join(TEMPORARY);
+        let directory =
+            self.fs.open_dir(&self.directory).map_err(io_error("open", &self.directory))?;
         self.write_temporary(&temporary, &bytes).map_err(io_error("write", &temporary))?;
         if self.position_of(NEWEST)?.is_some() {
             self.rename(NEWEST, PREVIOUS)?;
         }
         self.rename(TEMPORARY, NEWEST)?;
-        self.fs.sync_dir(&self.directory).map_err(io_error("sync", &self.directory))?;
+        sync_changed(directory.as_ref()).map_err(io_error("sync", &self.directory))?;
         self.position_of(PREVIOUS)
     }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metadata::image::limits::HISTORY_LEN_MAX;
 use crate::metadata::{HistoryEntry, Image, Node, Shard, Topic};
+use crate::storage::fs::is_exhausted;
 use crate::types::{ClusterId, LogPosition, ShardId};
 
 const MAGIC_LEN: usize = 8;
@@ -93,11 +94,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether the disk is full: the same can be tried again when there is room.
+    /// Returns whether the disk is full, or no descriptor is left: the same can be tried again when
+    /// there is room.
     pub fn is_full(&self) -> bool {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), StorageFull | QuotaExceeded))
+        matches!(self, Self::Io { source, .. } if is_exhausted(source))
     }
 
     /// Wraps an error of the JSON of something.

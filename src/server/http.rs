@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::api;
 use crate::config::Config;
+use crate::server::connection::{Paced, Place, Places};
 use crate::tasks::Tracker;
 
 /// What an HTTP/2 connection begins with.
@@ -20,8 +21,6 @@ const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_PAUSE: Duration = Duration::from_millis(20);
 /// Streams of one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
-/// Bytes of a request's headers.
-const HEADER_BYTES_MAX: u32 = 64 * 1024;
 /// Pause after the operating system refused a connection (out of descriptors).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,6 +33,7 @@ pub(super) fn limits(config: &Config) -> api::Config {
         max_line_bytes: bytes(config.http.max_line_bytes),
         report_buffer_bytes: bytes(config.http.report_buffer_bytes),
         request_timeout: config.http.request_timeout,
+        max_connections: config.http.max_connections,
         timers: config.http.timers,
     }
 }
@@ -48,15 +48,17 @@ pub(super) async fn serve<T>(
     deadline: Duration,
 ) -> T {
     let service = api::Service::new(state);
-    let head_max = state.config.timers.head;
-    let builder = builder(head_max);
+    let timers = state.config.timers;
+    let builder = builder(timers.head);
     let graceful = GracefulShutdown::new();
+    let mut places = Places::new(state.config.max_connections);
     let mut stop = std::pin::pin!(stop);
     let reason = loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    serve_connection(stream, (&service, &builder, head_max), &graceful, tasks);
+            accepted = places.accept(&listener) => match accepted {
+                Ok((stream, place)) => {
+                    let connection = (stream, place);
+                    serve_connection(connection, (&service, &builder, timers), &graceful, tasks);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -83,14 +85,14 @@ fn builder(head_max: Duration) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_header_list_size(api::HEAD_BYTES_MAX)
         .keep_alive_interval(Some(head_max));
     builder
 }
 
 fn serve_connection(
-    stream: TcpStream,
-    (service, builder, head_max): (&api::Service, &auto::Builder<TokioExecutor>, Duration),
+    (stream, place): (TcpStream, Place),
+    (service, builder, timers): (&api::Service, &auto::Builder<TokioExecutor>, api::Timers),
     graceful: &GracefulShutdown,
     tasks: &Tracker,
 ) {
@@ -101,12 +103,14 @@ fn serve_connection(
     let service = service.clone();
     let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), tasks.stop_token());
     tasks.spawn(async move {
-        let begun = tokio::time::timeout(head_max, begins(&stream));
+        let _place = place;
+        let begun = tokio::time::timeout(timers.head, begins(&stream));
         if !matches!(stop.run_until_cancelled(begun).await, Some(Ok(Ok(())))) {
             tracing::debug!("a connection ended before it had begun");
             return;
         }
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Paced::new(stream, timers.answer_stall));
+        let connection = builder.serve_connection_with_upgrades(stream, service);
         if let Err(error) = watcher.watch(connection.into_owned()).await {
             tracing::debug!(%error, "connection ended");
         }

@@ -63,6 +63,8 @@ pub(crate) struct Machine {
     removed: BTreeSet<TopicPartition>,
     /// Files that the newest checkpoint may still name and that are no longer part of a log.
     removed_files: Vec<Removed>,
+    /// What checkpoints that failed should have synced: the next one does.
+    unsynced: Vec<SyncTarget>,
     checkpointed: Recovered,
 }
 
@@ -127,6 +129,7 @@ impl Machine {
             changed: BTreeSet::new(),
             removed: BTreeSet::new(),
             removed_files: Vec::new(),
+            unsynced: Vec::new(),
             checkpointed: Recovered::default(),
         };
         let Some(checkpoint) = checkpoint else { return Ok(machine) };
@@ -314,7 +317,7 @@ impl Machine {
         self.flush(Flush::All)?;
         let changed = std::mem::take(&mut self.changed);
         let mut partitions = BTreeMap::new();
-        let mut sync = Vec::new();
+        let mut sync = std::mem::take(&mut self.unsynced);
         for id in changed {
             if let Some(log) = self.logs.get_mut(&id) {
                 partitions.insert(id, log.state());
@@ -325,6 +328,7 @@ impl Machine {
                 }
             }
         }
+        log::dedup(&mut sync);
         let covers = self.recovered();
         let changes = Changes {
             applied: covers.applied,
@@ -352,6 +356,7 @@ impl Machine {
         self.changed.extend(picture.changes.changed.into_keys());
         self.removed.extend(picture.changes.removed);
         self.removed_files.extend(picture.removed_files);
+        self.unsynced.extend(picture.sync);
     }
 
     /// Notes that a picture is durable: files that it does not name may go.

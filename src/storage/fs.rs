@@ -19,6 +19,9 @@ pub mod sim;
 
 pub use real::RealFs;
 
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Open {
@@ -65,11 +68,19 @@ pub trait Fs: fmt::Debug + Send + Sync {
     /// The operating system's.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Opens a directory, to make the names in it durable later.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>>;
+
     /// Makes the names in a directory durable.
     ///
     /// # Errors
     /// The operating system's; never retried.
-    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.open_dir(path)?.sync()
+    }
 
     /// Lists a directory's entries, sorted by name, so that recovery is deterministic.
     ///
@@ -82,6 +93,16 @@ pub trait Fs: fmt::Debug + Send + Sync {
     /// # Errors
     /// The operating system's.
     fn space(&self, path: &Path) -> io::Result<Space>;
+}
+
+/// An open directory. Who changes names opens it before: what can be used up (descriptors) is then
+/// missed while nothing has been changed.
+pub trait Directory: fmt::Debug + Send + Sync {
+    /// Makes the names in it durable.
+    ///
+    /// # Errors
+    /// The operating system's; never retried.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// An open file. Positions and lengths are bytes.
@@ -165,6 +186,27 @@ pub struct Space {
     pub total: u64,
 }
 
+/// Returns whether an error says that there is no room on the disk.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Returns whether an error says that something is used up which comes back: room on the disk, or
+/// descriptors of the process or the system. Nothing is broken then; what was tried can be tried
+/// again, unless it was a sync.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    is_no_space(error) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Makes names durable that were changed already. The error is never one of [`is_exhausted`]: the
+/// change is made and its durability unknown, so there is nothing to try again.
+///
+/// # Errors
+/// The operating system's.
+pub fn sync_changed(directory: &dyn Directory) -> io::Result<()> {
+    directory.sync().map_err(io::Error::other)
+}
+
 /// Reads a whole file of at most `limit` bytes.
 ///
 /// # Errors
@@ -185,9 +227,11 @@ pub fn read_file(fs: &dyn Fs, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Replaces a file atomically and durably: temporary name, sync, rename, directory sync.
 ///
 /// # Errors
-/// The operating system's; the old file is then still there, whole.
+/// The operating system's; the old file is then still there, whole. With one of [`is_exhausted`]
+/// nothing was changed; after any other the disk may have the new file.
 pub fn replace_file(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_name(path);
+    let directory = path.parent().map(|directory| fs.open_dir(directory)).transpose()?;
     match fs.remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -197,10 +241,7 @@ pub fn replace_file(fs: &dyn Fs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_data()?;
     drop(file);
     fs.rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => fs.sync_dir(directory),
-        None => Ok(()),
-    }
+    directory.map_or(Ok(()), |directory| sync_changed(directory.as_ref()))
 }
 
 fn temporary_name(path: &Path) -> PathBuf {

@@ -23,6 +23,7 @@ mod full;
 mod image;
 mod inside;
 mod kill;
+mod limits;
 mod load;
 mod murmur2;
 mod node;

@@ -46,13 +46,15 @@ pub(crate) struct Setup<'a> {
     data: PathBuf,
     settings: Vec<String>,
     filter: &'a str,
+    /// How many files the process may have open.
+    descriptors: Option<u32>,
 }
 
 impl<'a> Setup<'a> {
     /// A node with its log and its data in `dir`.
     pub(crate) fn new(dir: &'a Path, settings: &[&str]) -> Self {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        Self { logs: dir, data: dir.join("data"), settings, filter: "warn" }
+        Self { logs: dir, data: dir.join("data"), settings, filter: "warn", descriptors: None }
     }
 
     /// Keeps its data elsewhere.
@@ -66,6 +68,11 @@ impl<'a> Setup<'a> {
         self
     }
 
+    /// Lets it have few files open.
+    pub(crate) fn descriptors(self, descriptors: u32) -> Self {
+        Self { descriptors: Some(descriptors), ..self }
+    }
+
     /// Has it log milestones, too.
     pub(crate) fn verbose(self) -> Self {
         Self { filter: "info,openraft=warn", ..self }
@@ -74,7 +81,17 @@ impl<'a> Setup<'a> {
     /// Starts the process.
     pub(crate) fn spawn(&self) -> Starting {
         let path = self.logs.join("stderr.log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_eddyline"));
+        let binary = env!("CARGO_BIN_EXE_eddyline");
+        let mut command = match self.descriptors {
+            None => Command::new(binary),
+            Some(descriptors) => {
+                let mut shell = Command::new("sh");
+                // `exec`, so that the process that is killed later is the server.
+                let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &script, binary]);
+                shell
+            }
+        };
         command.args(["serve", "--log", self.filter, "--listen", "127.0.0.1:0", "--data-dir"]);
         command.arg(&self.data);
         for setting in &self.settings {

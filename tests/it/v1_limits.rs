@@ -333,3 +333,42 @@ async fn a_request_that_its_new_topic_would_refuse_creates_none() {
     assert_eq!(post(&server, RECORDS, JSON, r#"{"value":1}"#).await.status, 200);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_like_one_of_http_2() {
+    let server = Server::start().await;
+    let get = |bytes: usize| {
+        let fields = (0..bytes / 1000)
+            .fold(server.request(Method::GET, "/healthz"), |request, n| {
+                request.header(format!("x-{n}"), "x".repeat(1000))
+            });
+        Reply::of(fields)
+    };
+    assert_eq!(get(50_000).await.status, 200);
+    assert_eq!(get(80_000).await.status, 431);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answer_loses_its_connection() {
+    let shorten = |config: &mut eddyline::config::Config| {
+        config.http.timers.answer_stall = std::time::Duration::from_millis(300);
+    };
+    let server = Server::start_tweaked(&[], shorten).await;
+    put(&server, json!({})).await;
+    for _ in 0..12 {
+        let raw = post(&server, RECORDS, "text/plain", "x".repeat(1_000_000)).await;
+        assert_eq!(raw.status, 200, "{}", raw.text());
+    }
+    let address = server.url().trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET {RECORDS}?max_bytes=16000000 HTTP/1.1\r\nhost: x\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    // Where the connection is gone, what is sent on it is refused.
+    eventually("the connection is ended", async || socket.write_all(b"x").await.err()).await;
+    // What the sockets hold may still be there to be read; the rest never comes.
+    let mut answer = Vec::new();
+    let ended = socket.read_to_end(&mut answer).await;
+    assert!(answer.len() < 12_000_000, "{ended:?}: {} bytes came", answer.len());
+    server.stop().await;
+}

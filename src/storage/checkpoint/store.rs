@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::storage::checkpoint::codec::{self, Place};
 use crate::storage::checkpoint::{Changes, Damage, Error, ShardCheckpoint};
-use crate::storage::fs::{Entry, SharedFs, read_file, replace_file};
+use crate::storage::fs::{Entry, SharedFs, is_exhausted, read_file, replace_file};
 
 const BASE_NAME: &str = "checkpoint";
 
@@ -139,11 +139,10 @@ impl CheckpointStore {
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
         replace_file(self.fs.as_ref(), path, bytes).map_err(|source| {
             let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Error::Full { path, source }
-                }
-                _ => Error::Io { action: "write", path, source },
+            if is_exhausted(&source) {
+                Error::Full { path, source }
+            } else {
+                Error::Io { action: "write", path, source }
             }
         })
     }

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::storage::fs::{Entry, EntryKind, File, Fs, Open, SharedFs, Space};
+use crate::storage::fs::{Directory, Entry, EntryKind, File, Fs, Open, SharedFs, Space};
 
 /// The operating system's file system.
 #[derive(Debug)]
@@ -20,6 +20,15 @@ impl RealFs {
 
 #[derive(Debug)]
 struct RealFile(fs::File);
+
+#[derive(Debug)]
+struct RealDirectory(fs::File);
+
+impl Directory for RealDirectory {
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
 
 impl Fs for RealFs {
     fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn File>> {
@@ -53,8 +62,8 @@ impl Fs for RealFs {
         fs::remove_dir(path)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        fs::File::open(path)?.sync_all()
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        Ok(Box::new(RealDirectory(fs::File::open(path)?)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::storage::fs::{Entry, File, Fs, Open, SharedFs, Space};
+use crate::storage::fs::{Directory, Entry, File, Fs, Open, SharedFs, Space};
 
 mod disk;
 
@@ -47,7 +47,9 @@ pub enum Operation {
     Sync,
     /// [`File::set_len`].
     SetLen,
-    /// [`Fs::sync_dir`].
+    /// [`Fs::open_dir`].
+    OpenDir,
+    /// [`Directory::sync`].
     SyncDir,
     /// [`Fs::rename`].
     Rename,
@@ -83,6 +85,9 @@ pub enum Repeat {
 
 /// `ENOSPC`: no space left on the disk.
 pub const NO_SPACE: i32 = 28;
+
+/// `EMFILE`: the process has no descriptors left.
+pub const NO_DESCRIPTORS: i32 = 24;
 
 /// `EIO`: the disk failed.
 pub const IO_FAILED: i32 = 5;
@@ -132,6 +137,12 @@ struct SimFile {
     id: NodeId,
     path: PathBuf,
     writable: bool,
+}
+
+#[derive(Debug)]
+struct SimDirectory {
+    shared: Arc<Shared>,
+    path: PathBuf,
 }
 
 impl Default for Shared {
@@ -249,7 +260,7 @@ impl SimFs {
 impl State {
     /// Counts an operation, and fails it when it is to fail.
     fn begin(&mut self, operation: Operation, path: &Path) -> io::Result<()> {
-        let changes = !matches!(operation, Operation::Open | Operation::Read);
+        let changes = !matches!(operation, Operation::Open | Operation::OpenDir | Operation::Read);
         let counter = match operation {
             Operation::Open | Operation::Create => Some(&mut self.counters.opens),
             Operation::Read => Some(&mut self.counters.reads),
@@ -343,10 +354,11 @@ impl Fs for SimFs {
         state.disk.remove_dir(path)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
         let mut state = self.shared.state.lock();
-        state.begin(Operation::SyncDir, path)?;
-        state.disk.sync_dir(path)
+        state.begin(Operation::OpenDir, path)?;
+        state.disk.list(path)?;
+        Ok(Box::new(SimDirectory { shared: Arc::clone(&self.shared), path: path.to_owned() }))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
@@ -360,6 +372,14 @@ impl Fs for SimFs {
         let total = state.capacity_bytes.unwrap_or(UNLIMITED_BYTES);
         let used = u64::try_from(state.disk.used_bytes()).unwrap_or(u64::MAX);
         Ok(Space { available: total.saturating_sub(used), total })
+    }
+}
+
+impl Directory for SimDirectory {
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        state.begin(Operation::SyncDir, &self.path)?;
+        state.disk.sync_dir(&self.path)
     }
 }
 

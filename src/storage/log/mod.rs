@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::record;
+use crate::storage::fs::is_exhausted;
 use crate::types::limits::MESSAGE_BYTES_MAX_CEILING;
 use crate::types::{Offset, TopicPartition};
 
@@ -65,7 +66,7 @@ pub(super) use scan::{ScanError, Scanned, Scanner};
 pub use state::{PartitionState, SegmentState, StateError};
 pub(super) use state::{put_bytes, take_bytes};
 pub use store::{Config, Counters, Store};
-pub use sync::{SyncTarget, sync_all};
+pub use sync::{SyncTarget, dedup, sync_all};
 pub use waiters::Registration;
 
 /// Largest batch that is stored, so that a damaged length in a file allocates no more.
@@ -74,10 +75,11 @@ const BATCH_BYTES_MAX: usize = MESSAGE_BYTES_MAX_CEILING as usize;
 /// Why a partition's log could not be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The disk is full. Nothing is lost and nothing is poisoned: make room and call again.
-    #[error("no space left to write {}", path.display())]
+    /// The disk is full, or there are no descriptors left. Nothing is lost and nothing is poisoned:
+    /// make room and call again.
+    #[error("no room or descriptor left for {}", path.display())]
     Full {
-        /// What could not be written.
+        /// What could not be written or opened.
         path: PathBuf,
         /// The operating system's answer.
         source: io::Error,
@@ -112,23 +114,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether the disk is full: the caller makes room and tries again.
+    /// Returns whether the disk is full, or no descriptor is left: the caller makes room and tries
+    /// again.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
     }
 
     fn io(action: &'static str, path: PathBuf, source: io::Error) -> Self {
-        if is_full(&source) {
+        if is_exhausted(&source) {
             Self::Full { path, source }
         } else {
             Self::Io { action, path, source }
         }
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind;
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 /// Why a read returned no batches.

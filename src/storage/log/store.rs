@@ -10,11 +10,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::clock::SharedClock;
-use crate::storage::fs::SharedFs;
+use crate::storage::fs::{SharedFs, is_exhausted};
+use crate::storage::log::Error;
 use crate::storage::log::cache::TailCache;
 use crate::storage::log::descriptors::Descriptors;
 use crate::storage::log::segment::IndexCache;
-use crate::storage::log::{Error, is_full};
 
 /// What an operator may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,14 +179,15 @@ impl Store {
         self.poisoned().map_or(Ok(()), |reason| Err(Error::Poisoned(reason)))
     }
 
-    /// Turns a failed change into an error: a full disk can be retried, anything else poisons.
+    /// Turns a failed change into an error: a full disk or a lack of descriptors can be retried,
+    /// anything else poisons.
     pub(super) fn write_failed(
         &self,
         action: &'static str,
         path: PathBuf,
         source: io::Error,
     ) -> Error {
-        if !is_full(&source) {
+        if !is_exhausted(&source) {
             self.poison(&format!("cannot {action} {}: {source}", path.display()));
         }
         Error::io(action, path, source)

@@ -42,6 +42,16 @@ impl SyncTarget {
         Self(Kind::Parents(home))
     }
 
+    /// Tells targets apart: by what is synced, not by who listed it.
+    fn key(&self) -> (u8, usize) {
+        match &self.0 {
+            Kind::Segment(segment) => (0, Arc::as_ptr(segment).addr()),
+            Kind::Indexes(segment) => (1, Arc::as_ptr(segment).addr()),
+            Kind::Partition(home) => (2, Arc::as_ptr(home).addr()),
+            Kind::Parents(home) => (3, Arc::as_ptr(home).addr()),
+        }
+    }
+
     /// Lists the directories to sync, with their depth below the partitions' directory.
     fn directories(&self) -> Vec<(u8, PathBuf)> {
         match &self.0 {
@@ -75,12 +85,19 @@ impl SyncTarget {
     }
 }
 
+/// Leaves each target once in a list that was put together of several.
+pub fn dedup(targets: &mut Vec<SyncTarget>) {
+    targets.sort_unstable_by_key(SyncTarget::key);
+    targets.dedup_by_key(|target| target.key());
+}
+
 /// Syncs all files of `targets`, then all directories, deepest first. Targets that were taken from
-/// a log must be synced before the checkpoint that they were taken for is written, and if this
+/// a log must be synced before the checkpoint that they were taken for is written, and if a sync
 /// fails no later checkpoint may be either: the store is poisoned.
 ///
 /// # Errors
-/// [`Error::Io`] for the first sync that fails, [`Error::Poisoned`] when one failed before.
+/// [`Error::Full`] when there are no descriptors left: call again with the same targets, before any
+/// later checkpoint is written. [`Error::Io`] for the first sync that fails, [`Error::Poisoned`] when one failed before.
 pub fn sync_all(targets: &[SyncTarget]) -> Result<(), Error> {
     for target in targets {
         target.sync_files()?;
@@ -91,11 +108,14 @@ pub fn sync_all(targets: &[SyncTarget]) -> Result<(), Error> {
     let directories: BTreeSet<_> = targets.iter().flat_map(SyncTarget::directories).collect();
     for (_, directory) in directories.into_iter().rev() {
         store.check()?;
-        match store.fs().sync_dir(&directory) {
+        let opened = match store.fs().open_dir(&directory) {
             // A partition that was deleted meanwhile; no checkpoint will name it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            synced => synced.map_err(|source| store.sync_failed(directory, source))?,
-        }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => {
+                opened.map_err(|source| store.write_failed("open", directory.clone(), source))
+            }
+        };
+        opened?.sync().map_err(|source| store.sync_failed(directory, source))?;
     }
     Ok(())
 }
@@ -107,8 +127,9 @@ fn sync_index(segment: &Arc<Segment>, kind: FileKind) -> Result<(), Error> {
     let store = &segment.home.store;
     store.check()?;
     let path = segment.path(kind);
-    match store.fs().open(&path, Open::Read).and_then(|file| file.sync_data()) {
+    match store.fs().open(&path, Open::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        synced => synced.map_err(|source| store.sync_failed(path, source)),
+        Err(error) => Err(store.write_failed("open", path, error)),
+        Ok(file) => file.sync_data().map_err(|source| store.sync_failed(path, source)),
     }
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::storage::fs::{File, Open};
+use crate::storage::fs::{Directory, File, Open, is_no_space};
 use crate::storage::wal::Poisoned;
 use crate::storage::wal::state::{Phase, Shared};
 use crate::types::{RaftIndex, ReplicaId};
@@ -122,11 +122,6 @@ pub(super) fn recovery_path(dir: &Path) -> PathBuf {
     dir.join(RECOVERY_NAME)
 }
 
-/// Returns whether an error says that there is no space, which passes.
-pub(super) fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
 /// Why no file could be prepared.
 enum Failure {
     /// Nothing was lost; it can be tried again.
@@ -140,12 +135,18 @@ enum Failure {
 /// The thread that has the next file ready before the current one is full.
 pub(super) struct Upkeep {
     shared: Arc<Shared>,
+    /// The log's, open all the time: with it a lack of descriptors delays a new file, no more.
+    directory: Box<dyn Directory>,
     spares: Vec<PathBuf>,
 }
 
 impl Upkeep {
-    pub(super) fn new(shared: Arc<Shared>, spares: Vec<PathBuf>) -> Self {
-        Self { shared, spares }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        directory: Box<dyn Directory>,
+        spares: Vec<PathBuf>,
+    ) -> Self {
+        Self { shared, directory, spares }
     }
 
     pub(super) fn run(mut self) {
@@ -230,7 +231,7 @@ impl Upkeep {
     }
 
     fn sync_dir(&self) -> Result<(), Poisoned> {
-        self.shared.fs.sync_dir(&self.shared.dir).map_err(|error| {
+        self.directory.sync().map_err(|error| {
             Poisoned::new(format_args!("cannot sync {}: {error}", self.shared.dir.display()))
         })
     }

@@ -13,7 +13,7 @@ use crate::storage::wal::files::Upkeep;
 use crate::storage::wal::format::PAYLOAD_BYTES_MAX;
 use crate::storage::wal::index::Batch;
 use crate::storage::wal::read::{find, read_found};
-use crate::storage::wal::recovery::recover;
+use crate::storage::wal::recovery::{io_error, recover};
 use crate::storage::wal::state::{Append, Command, OnPoison, Phase, ROUND_BYTES, Shared, State};
 use crate::storage::wal::writer::Writer;
 use crate::storage::wal::{
@@ -71,6 +71,7 @@ impl Wal {
         observer: SharedObserver,
     ) -> Result<(Self, Recovery), Error> {
         let recovered = recover(fs.as_ref(), dir, &config, floors)?;
+        let directory = fs.open_dir(dir).map_err(io_error("open", dir))?;
         let state = State {
             replicas: recovered.replicas,
             forgotten: recovered.forgotten,
@@ -98,7 +99,7 @@ impl Wal {
             config,
             observer,
         });
-        let upkeep = Upkeep::new(Arc::clone(&shared), recovered.spares);
+        let upkeep = Upkeep::new(Arc::clone(&shared), directory, recovered.spares);
         let writer =
             Writer::new(Arc::clone(&shared), recovered.current, recovered.round, recovered.marks);
         let handle = Handle { shared, threads: Mutex::new(Vec::new()) };

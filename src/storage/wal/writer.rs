@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use crate::storage::wal::files::{LiveFile, OpenFile, SPACE_RETRY, is_no_space};
+use crate::storage::fs::is_no_space;
+use crate::storage::wal::files::{LiveFile, OpenFile, SPACE_RETRY};
 use crate::storage::wal::format::{FileHeader, Kind};
 use crate::storage::wal::round::{AllMarks, CLOSING_ROOM, CLOSING_ROOM_BYTES, Placed, Round};
 use crate::storage::wal::state::{Append, Command, Phase, ROUND_BYTES, Shared, State};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::storage::checkpoint::{Changes, CheckpointStore, LogId, ShardCheckpoint};
-use crate::storage::fs::sim::{Fault, IO_FAILED, NO_SPACE, Operation, Repeat};
+use crate::storage::fs::sim::{Fault, IO_FAILED, NO_DESCRIPTORS, NO_SPACE, Operation, Repeat};
 use crate::storage::log::Error;
 use crate::types::{RaftIndex, Term};
 
@@ -329,6 +329,35 @@ fn a_full_disk_at_any_step_of_a_flush_can_be_retried() {
         });
         assert_eq!(files, expected);
     }
+}
+
+#[test]
+fn a_lack_of_descriptors_at_any_step_of_a_checkpoint_can_be_waited_out() {
+    let mut met = 0;
+    for operation in [Operation::Open, Operation::Create, Operation::OpenDir] {
+        for after in 0..12 {
+            let fs = disk();
+            fs.fail_nth(operation, after, NO_DESCRIPTORS);
+            let mut log = fresh(&fs, &segment_ms());
+            let tries = |step: &mut dyn FnMut() -> Result<(), Error>| {
+                let failed = std::iter::from_fn(|| step().err());
+                failed.inspect(|error| assert!(error.is_full(), "{error}")).count()
+            };
+            for time in [1, 50, 100] {
+                log.append(batch(0, &[time], 3000), 1).unwrap();
+                log.publish();
+                met += tries(&mut || log.flush());
+            }
+            let state = log.state();
+            let targets = log.sync_targets();
+            met += tries(&mut || sync_all(&targets));
+            let all = read_all(&log.reader(), 5000).0;
+            assert_eq!(all.len(), 3);
+            let after_cut = reopen(&fs.cut(), &state);
+            assert_eq!(read_all(&after_cut.reader(), 5000), (all, vec![]), "{operation:?} {after}");
+        }
+    }
+    assert!(met >= 4 + 3 + 4, "{met}");
 }
 
 #[test]

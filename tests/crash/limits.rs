@@ -1,0 +1,62 @@
+//! A node that may have few descriptors, and clients that take as many as they get.
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt;
+
+use reqwest::RequestBuilder;
+
+use crate::client::{client, read_partition, records_url};
+use crate::load::PATIENCE;
+use crate::node::{Scratch, Setup, wait_until};
+
+/// Fewer than the partitions and connections here want.
+const DESCRIPTORS: u32 = 160;
+const PARTITIONS: u32 = 120;
+const CONNECTIONS: usize = 60;
+const SETTINGS: &[&str] = &["shards.count=1", "wal.file_bytes=4 MiB", "wal.max_bytes=16 MiB"];
+
+/// Sends a request and reads the answer to its end, so that its connection can be used again.
+async fn answered(request: RequestBuilder) -> (u16, String) {
+    let response = request.timeout(PATIENCE).send().await.unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_few_descriptors_outlives_many_connections_and_partitions() {
+    let dir = Scratch::new();
+    let setup = Setup::new(dir.path(), SETTINGS).descriptors(DESCRIPTORS);
+    let node = setup.start();
+    let http = client();
+    for (topic, partitions) in [("many", PARTITIONS), ("gone", 1)] {
+        let request = http.put(format!("{}/v1/topics/{topic}", node.url()));
+        let body = serde_json::json!({"partitions": partitions});
+        assert_eq!(answered(request.json(&body)).await.0, 201);
+    }
+    let address = node.url().strip_prefix("http://").unwrap();
+    let silent: Vec<_> = (0..CONNECTIONS).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let log = node.log().clone();
+    wait_until("the places are used up", || log.text().contains("no more connections"));
+    // Who is connected goes on, with a file for each partition, and a checkpoint of all of them.
+    for partition in 0..PARTITIONS {
+        let record = serde_json::json!({"partition": partition, "value": partition});
+        let request = http.post(records_url(node.url(), "many"));
+        let (status, text) = answered(request.json(&[record])).await;
+        assert_eq!(status, 200, "{text}");
+    }
+    let checkpoint = || fs::metadata(dir.path().join("data/shards/1/checkpoint")).ok();
+    let before = checkpoint().map(|file| file.ino());
+    let request = http.delete(format!("{}/v1/topics/gone", node.url()));
+    assert_eq!(answered(request).await.0, 204);
+    wait_until("there is a newer checkpoint", || checkpoint().map(|file| file.ino()) != before);
+    drop(silent);
+    let fresh = answered(client().get(format!("{}/healthz", node.url()))).await;
+    assert_eq!(fresh.0, 200, "who waited is served when there is a place");
+    node.stop();
+    let node = setup.start();
+    for partition in 0..PARTITIONS {
+        let records = read_partition(&http, node.url(), "many", partition).await;
+        assert_eq!(records.len(), 1, "{partition}");
+    }
+    node.stop();
+}
