@@ -20,6 +20,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod turns;
 
 pub use cluster::{Check, ClusterView, NodeView, Part, ReplicaView, ShardView};
 pub use error::{AppendError, ProduceError, ReadError, TopicError};
@@ -43,6 +44,7 @@ use std::sync::atomic::AtomicBool;
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::SmallRng;
 
+use crate::broker::turns::Turns;
 use crate::clock::SharedClock;
 pub use crate::groups::{
     Assignor, GroupStatus, MemberKind, MemberStatus, Rebalance, RebalanceReason,
@@ -116,8 +118,8 @@ struct Inner {
     /// Handles of topics that were asked for; bounded by the topics of the image, whose deletion
     /// removes them.
     handles: RwLock<HashMap<TopicId, Arc<Topic>>>,
-    /// Serialises creation, so that a thousand first produces to a topic create it once.
-    creating: tokio::sync::Mutex<()>,
+    /// Serialises the creation of each topic, so that a thousand first produces create it once.
+    creating: Turns,
     groups: groups::Groups,
 }
 
@@ -143,7 +145,7 @@ impl Broker {
                 config: parts.config,
                 random: Mutex::new(parts.random),
                 handles: RwLock::new(HashMap::new()),
-                creating: tokio::sync::Mutex::new(()),
+                creating: Turns::default(),
                 groups: groups::Groups::default(),
             }),
         }

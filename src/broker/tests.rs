@@ -29,7 +29,7 @@ use crate::storage::fs::sim::{Fault, NO_DESCRIPTORS, Operation, Repeat, SimFs};
 use crate::storage::log::{self, Store};
 use crate::storage::wal::{self, Wal};
 use crate::types::{
-    ClusterId, NodeId, Offset, PartitionId, Principal, ReplicaId, ShardId, Timestamp,
+    ClusterId, NodeId, Offset, PartitionId, Principal, ReplicaId, ShardId, Timestamp, TopicName,
 };
 
 const NODE: NodeId = NodeId::new(1);
@@ -276,6 +276,23 @@ async fn a_topic_that_is_created_again_starts_at_offset_zero() {
     assert_ne!(new.summary().id, old.summary().id);
     let (_, offset) = produce(broker, &new, "k", "3".to_owned()).await;
     assert_eq!(offset, 0);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_creation_waits_for_those_of_the_same_name_only() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let (broker, principal) = (&node.broker, anyone());
+    let slow = TopicName::parse_for_write("slow").unwrap();
+    let turn = broker.inner.creating.take(&slow).await;
+    let other = broker.create_topic(&principal, "other", CreateTopic::default());
+    let other = tokio::time::timeout(Duration::from_secs(20), other).await.unwrap();
+    assert_eq!(other.unwrap().0, Creation::Created);
+    // All that come at once create it once.
+    let produce = || broker.topic_for_produce(&principal, "slow", None);
+    let together = async { tokio::join!(produce(), produce(), async { drop(turn) }) };
+    let (first, second, ()) = together.await;
+    assert_eq!(first.unwrap().summary().id, second.unwrap().summary().id);
     node.stop().await;
 }
 

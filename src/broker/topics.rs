@@ -136,7 +136,7 @@ impl Broker {
         if factor == 0 {
             return Err(TopicError::InvalidConfig("replication_factor starts at 1".to_owned()));
         }
-        let _turn = self.inner.creating.lock().await;
+        let _turn = self.inner.creating.take(&name).await;
         if let Some(existing) = self.image_topic(name.as_str()) {
             confirm(&existing, &topic, &config)?;
             return Ok((Creation::Confirmed, self.ready_handle(&existing).await?));
