@@ -140,8 +140,8 @@ impl ShardMetrics {
 pub struct WalMetrics {
     /// Bytes that one round wrote.
     pub round_bytes: Histogram,
-    /// Frames that one round wrote.
-    pub round_frames: Histogram,
+    /// Callers that one round's sync answered: how well syncs are shared.
+    pub round_callers: Histogram,
     /// Time that one round's sync took.
     pub sync_seconds: Histogram,
     /// Bytes that wait for the next round.
@@ -154,7 +154,7 @@ impl Default for WalMetrics {
     fn default() -> Self {
         Self {
             round_bytes: Histogram::bytes(),
-            round_frames: Histogram::counts(),
+            round_callers: Histogram::counts(),
             sync_seconds: Histogram::seconds(),
             queued_bytes: Gauge::default(),
             live_bytes: Gauge::default(),
@@ -167,7 +167,7 @@ impl WalMetrics {
         let r = registry.sub_registry_with_prefix("wal");
         let bytes = "Bytes written per round (one write and one sync)";
         r.register_with_unit("round", bytes, Unit::Bytes, self.round_bytes.clone());
-        r.register("round_frames", "Frames written per round", self.round_frames.clone());
+        r.register("round_callers", "Callers answered per round", self.round_callers.clone());
         let sync = "Time of one round's fdatasync";
         r.register_with_unit("sync", sync, Unit::Seconds, self.sync_seconds.clone());
         let queued = "Bytes waiting for the next round";
@@ -186,8 +186,10 @@ pub struct StorageMetrics {
     pub tail_cache_misses: Counter,
     /// Bytes in the tail cache.
     pub tail_cache_bytes: Gauge,
-    /// Time that one flush of a segment took (write-out and sync, not the page-cache append).
+    /// Time that one flush of a partition took: its pending batches into the page cache.
     pub segment_flush_seconds: Histogram,
+    /// Time that one sync of a segment took.
+    pub segment_sync_seconds: Histogram,
     /// Descriptors that the file cache holds.
     pub open_files: Gauge,
     /// Ranges of segments that failed their checksum and are not repaired.
@@ -201,6 +203,7 @@ impl Default for StorageMetrics {
             tail_cache_misses: Counter::default(),
             tail_cache_bytes: Gauge::default(),
             segment_flush_seconds: Histogram::seconds(),
+            segment_sync_seconds: Histogram::seconds(),
             open_files: Gauge::default(),
             damaged_ranges: Gauge::default(),
         }
@@ -216,12 +219,19 @@ impl StorageMetrics {
         r.register("tail_cache_misses", misses, self.tail_cache_misses.clone());
         let cached = "Bytes in the tail cache";
         r.register_with_unit("tail_cache", cached, Unit::Bytes, self.tail_cache_bytes.clone());
-        let flush = "Time to make one segment durable";
+        let flush = "Time to write one partition's pending batches to its segments";
         r.register_with_unit(
             "segment_flush",
             flush,
             Unit::Seconds,
             self.segment_flush_seconds.clone(),
+        );
+        let sync = "Time of one segment's fdatasync";
+        r.register_with_unit(
+            "segment_sync",
+            sync,
+            Unit::Seconds,
+            self.segment_sync_seconds.clone(),
         );
         r.register("open_files", "Descriptors held by the file cache", self.open_files.clone());
         let damaged = "Segment ranges that fail their checksum";

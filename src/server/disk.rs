@@ -67,7 +67,7 @@ impl Disk {
             floors.insert(identity.replica(shard), applied);
             data_files.insert(shard, (store, checkpoint));
         }
-        let store = open_store(config, fs, clock);
+        let store = open_store(config, fs, clock, metrics);
         let orphans = orphans(&store, &data_files)?;
         let wal_config = wal::Config {
             file_bytes: config.wal.file_bytes,
@@ -101,13 +101,23 @@ fn shard_directory(config: &Config, fs: &SharedFs, shard: ShardId) -> Result<Pat
     Ok(directory)
 }
 
-fn open_store(config: &Config, fs: &SharedFs, clock: &SharedClock) -> Arc<Store> {
+fn open_store(
+    config: &Config,
+    fs: &SharedFs,
+    clock: &SharedClock,
+    metrics: &Metrics,
+) -> Arc<Store> {
     let settings = log::Config {
         tail_cache_bytes: usize::try_from(config.storage.tail_cache_bytes).unwrap_or(usize::MAX),
         open_files: config.storage.open_files,
         ..log::Config::default()
     };
-    Store::new(Arc::clone(fs), config.data_dir.join("partitions"), settings, Arc::clone(clock))
+    let timings = log::Timings {
+        flush: metrics.storage.segment_flush_seconds.clone(),
+        sync: metrics.storage.segment_sync_seconds.clone(),
+    };
+    let directory = config.data_dir.join("partitions");
+    Store::timed(Arc::clone(fs), directory, settings, Arc::clone(clock), timings)
 }
 
 fn orphans(

@@ -39,7 +39,7 @@ impl WalObserver {
 impl Observer for WalObserver {
     fn round_begins(&self, round: RoundSize) {
         self.metrics.round_bytes.observe(round.bytes);
-        self.metrics.round_frames.observe(round.callers);
+        self.metrics.round_callers.observe(round.callers);
     }
 
     fn sync_begins(&self) {
@@ -93,9 +93,4 @@ fn copy_storage(metrics: &Metrics, before: &Counters, now: &Counters) {
     storage.tail_cache_bytes.set(now.tail_bytes);
     storage.open_files.set(now.files_open);
     storage.damaged_ranges.set(now.damaged_ranges);
-    let flushes = now.flushes.saturating_sub(before.flushes);
-    let took = now.flush_time.saturating_sub(before.flush_time);
-    if let Some(average) = u32::try_from(flushes).ok().and_then(|count| took.checked_div(count)) {
-        storage.segment_flush_seconds.observe_duration(average);
-    }
 }

@@ -4,7 +4,7 @@ use reqwest::{Method, redirect};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Reply, Server};
+use crate::support::{Reply, Server, eventually};
 
 async fn get(server: &Server, path: &str) -> Reply {
     Reply::of(server.request(Method::GET, path)).await
@@ -27,7 +27,7 @@ async fn a_started_server_is_healthy_and_ready() {
 }
 
 /// The value of a sample, by its name with labels.
-fn sample(text: &str, name: &str) -> Option<f64> {
+pub(crate) fn sample(text: &str, name: &str) -> Option<f64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
     value.parse().ok()
 }
@@ -67,6 +67,65 @@ async fn metrics_show_what_was_written() {
         "eddyline_shard_apply_seconds_count",
     ] {
         assert!(sample(text, name).is_some_and(|value| value > 0.0), "{name} in\n{text}");
+    }
+    server.stop().await;
+}
+
+/// Waits until a sample is as it should be.
+pub(crate) async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) {
+    eventually(name, async || {
+        let text = get(server, "/metrics").await;
+        let value = sample(text.text(), name).unwrap_or_else(|| panic!("no {name}"));
+        is_so(value).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_show_readers_that_wait_and_what_memory_spares_them() {
+    let server = Server::start().await;
+    let path = "/v1/topics/a/records";
+    let produce = async || {
+        let request = server.request(Method::POST, path).body(r#"{"value":1}"#);
+        assert_eq!(Reply::of(request).await.status, 200);
+    };
+    produce().await;
+    let waiting = "eddyline_http_long_polls_waiting";
+    until(&server, waiting, |value| value == 0.0).await;
+    let reads = async {
+        let poll = |_| server.request(Method::GET, &format!("{path}?from=latest&wait=30000"));
+        futures_util::future::join_all((0..3).map(poll).map(Reply::of)).await
+    };
+    let produced = async {
+        until(&server, waiting, |value| value == 3.0).await;
+        produce().await;
+    };
+    let (replies, ()) = tokio::join!(reads, produced);
+    for reply in replies {
+        assert_eq!(reply.json()["records"].as_array().unwrap().len(), 1);
+    }
+    until(&server, waiting, |value| value == 0.0).await;
+    until(&server, "eddyline_storage_tail_cache_hits_total", |value| value >= 3.0).await;
+    until(&server, "eddyline_storage_tail_cache_bytes", |value| value > 0.0).await;
+    until(&server, "eddyline_wal_round_callers_sum", |value| value > 0.0).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_show_how_long_segments_take_to_reach_the_disk() {
+    // Retention asks for a checkpoint, which flushes and syncs.
+    let server = Server::start_with(&[("storage.retention_interval", "100ms")]).await;
+    let put = r#"{"partitions":1,"configs":{"segment.bytes":65536,"retention.bytes":65536}}"#;
+    let put = server.request(Method::PUT, "/v1/topics/a").body(put);
+    assert_eq!(Reply::of(put).await.status, 201);
+    for _ in 0..10 {
+        let request = server.request(Method::POST, "/v1/topics/a/records");
+        assert_eq!(Reply::of(request.body(vec![b'x'; 50_000])).await.status, 200);
+    }
+    for what in ["flush", "sync"] {
+        let name = |part: &str| format!("eddyline_storage_segment_{what}_seconds_{part}");
+        until(&server, &name("count"), |value| value >= 1.0).await;
+        until(&server, &name("sum"), |value| value > 0.0).await;
     }
     server.stop().await;
 }

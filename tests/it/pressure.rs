@@ -5,6 +5,7 @@ use eddyline::storage::fs::sim::{Fault, IO_FAILED, Operation, Repeat, SimFs};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::ops::until;
 use crate::support::{Reply, Server, eventually};
 
 const RECORDS: &str = "/v1/topics/t/records";
@@ -127,6 +128,32 @@ async fn full_queues_refuse_and_keep_what_they_took() {
     })
     .await;
     assert_eq!(taken, accepted, "what was accepted is written and what was refused is not");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_show_what_waits_in_each_queue() {
+    let fs = SimFs::new();
+    let server = start(&fs, &[("shards.count", "1")]).await;
+    let held = Held::hold(&fs);
+    let levels = [
+        "eddyline_shard_accumulator_bytes",
+        "eddyline_shard_proposals_in_flight",
+        "eddyline_wal_queued_bytes",
+    ];
+    // More than the log's writer took before its sync hung, and than one entry holds.
+    for _ in 0..60 {
+        let request = server.request(Method::POST, &format!("{RECORDS}?acks=0"));
+        let reply = Reply::of(request.body(vec![b'x'; 500_000])).await;
+        assert!(matches!(reply.status.as_u16(), 202 | 503), "{}", reply.text());
+    }
+    for level in levels {
+        until(&server, level, |value| value > 0.0).await;
+    }
+    drop(held);
+    for level in levels {
+        until(&server, level, |value| value == 0.0).await;
+    }
     server.stop().await;
 }
 

@@ -206,6 +206,7 @@ async fn wait_for_more(
     end: &ReadEnd,
     deadline: Instant,
 ) -> Result<bool, ApiError> {
+    let _counted = state.metrics.streams.long_polls_waiting.track();
     let stop = state.tasks.stop_token();
     let waiting = state.broker.wait_for_records(&state.principal, topic, &end.next);
     tokio::select! {

@@ -21,8 +21,8 @@
 //! - a failed write or sync poisons the store, except a full disk at a write, which can be retried;
 //! - a file goes only when a durable checkpoint no longer names it and nobody has pinned it.
 //!
-//! Deliberately absent: threads, time (a [`Clock`](crate::clock::Clock) only measures flushes),
-//! Raft, topic names, and the decision when to flush, to sync or to apply retention.
+//! Deliberately absent: threads, time (a [`Clock`](crate::clock::Clock) only measures flushes and
+//! syncs), Raft, topic names, and the decision when to flush, to sync or to apply retention.
 
 use std::io;
 use std::path::PathBuf;
@@ -65,7 +65,7 @@ pub use removal::{Pinned, PinnedFile, Removed};
 pub(super) use scan::{ScanError, Scanned, Scanner};
 pub use state::{PartitionState, SegmentState, StateError};
 pub(super) use state::{put_bytes, take_bytes};
-pub use store::{Config, Counters, Store};
+pub use store::{Config, Counters, Store, Timings};
 pub use sync::{SyncTarget, dedup, sync_all};
 pub use waiters::Registration;
 

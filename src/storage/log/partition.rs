@@ -216,11 +216,7 @@ impl PartitionLog {
         let home = Arc::clone(&self.shared.home);
         let store = &home.store;
         store.check()?;
-        let started = store.clock().monotonic();
-        let flushed = self.flush_writers();
-        let took = store.clock().monotonic().saturating_sub(started);
-        count(&store.counts.flushes, 1);
-        count(&store.counts.flush_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        let flushed = store.measure(|timings| &timings.flush, || self.flush_writers());
         store.cache.flushed(&self.shared, self.flushed_end());
         flushed
     }

@@ -5,11 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::clock::SharedClock;
+use crate::metrics::Histogram;
 use crate::storage::fs::{SharedFs, is_exhausted};
 use crate::storage::log::Error;
 use crate::storage::log::cache::TailCache;
@@ -50,10 +50,6 @@ pub struct Counters {
     pub bytes_written: u64,
     /// Segment files open now.
     pub files_open: u64,
-    /// Writes of pending batches.
-    pub flushes: u64,
-    /// Time that they took, in all.
-    pub flush_time: Duration,
     /// Damaged ranges found.
     pub damaged_ranges: u64,
     /// Files that should have been removed and could not be.
@@ -68,12 +64,28 @@ pub struct Store {
     directory: PathBuf,
     config: Config,
     clock: SharedClock,
+    timings: Timings,
     pub(super) cache: TailCache,
     pub(super) descriptors: Descriptors,
     pub(super) indexes: IndexCache,
     pub(super) counts: Counts,
     is_poisoned: AtomicBool,
     poison: Mutex<Poison>,
+}
+
+/// Where is counted how long the disk takes.
+#[derive(Debug, Clone)]
+pub struct Timings {
+    /// One flush of a partition: its pending batches written through the page cache.
+    pub flush: Histogram,
+    /// One sync of a segment.
+    pub sync: Histogram,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self { flush: Histogram::seconds(), sync: Histogram::seconds() }
+    }
 }
 
 #[derive(Default)]
@@ -90,8 +102,6 @@ pub(super) struct Counts {
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_written: AtomicU64,
     pub(super) files_open: AtomicUsize,
-    pub(super) flushes: AtomicU64,
-    pub(super) flush_nanos: AtomicU64,
     pub(super) damaged_ranges: AtomicU64,
     pub(super) failed_removals: AtomicU64,
 }
@@ -102,14 +112,25 @@ pub(super) fn count(counter: &AtomicU64, by: u64) {
 }
 
 impl Store {
-    /// Makes the store of the partitions below `directory`, which need not exist yet. The clock
-    /// measures how long flushes take.
+    /// Makes the store of the partitions below `directory`, which need not exist yet.
     pub fn new(fs: SharedFs, directory: PathBuf, config: Config, clock: SharedClock) -> Arc<Self> {
+        Self::timed(fs, directory, config, clock, Timings::default())
+    }
+
+    /// As [`Store::new`], with what the clock measures counted in `timings`.
+    pub fn timed(
+        fs: SharedFs,
+        directory: PathBuf,
+        config: Config,
+        clock: SharedClock,
+        timings: Timings,
+    ) -> Arc<Self> {
         Arc::new(Self {
             fs,
             directory,
             config,
             clock,
+            timings,
             cache: TailCache::new(config.tail_cache_bytes),
             descriptors: Descriptors::new(config.open_files),
             indexes: IndexCache::default(),
@@ -151,8 +172,6 @@ impl Store {
             bytes_read: read(&self.counts.bytes_read),
             bytes_written: read(&self.counts.bytes_written),
             files_open: level(self.counts.files_open.load(Ordering::Relaxed)),
-            flushes: read(&self.counts.flushes),
-            flush_time: Duration::from_nanos(read(&self.counts.flush_nanos)),
             damaged_ranges: read(&self.counts.damaged_ranges),
             failed_removals: read(&self.counts.failed_removals),
         }
@@ -170,8 +189,17 @@ impl Store {
         self.config.index_interval_bytes
     }
 
-    pub(super) fn clock(&self) -> &SharedClock {
-        &self.clock
+    /// Does something to the disk and counts how long it took.
+    pub(super) fn measure<T>(
+        &self,
+        timing: impl FnOnce(&Timings) -> &Histogram,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        let started = self.clock.monotonic();
+        let done = work();
+        let took = self.clock.monotonic().saturating_sub(started);
+        timing(&self.timings).observe_duration(took);
+        done
     }
 
     /// Refuses when the store is poisoned.

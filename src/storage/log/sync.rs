@@ -75,7 +75,10 @@ impl SyncTarget {
 
     fn sync_files(&self) -> Result<(), Error> {
         match &self.0 {
-            Kind::Segment(segment) => segment.sync(),
+            Kind::Segment(segment) => {
+                let store = &segment.home.store;
+                store.measure(|timings| &timings.sync, || segment.sync())
+            }
             Kind::Indexes(segment) => {
                 sync_index(segment, FileKind::OffsetIndex)?;
                 sync_index(segment, FileKind::TimeIndex)
