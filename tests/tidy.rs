@@ -25,8 +25,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("storage", &["types", "record", "clock", "metrics"]),
     ("raft", &["types", "record", "storage", "clock", "tasks", "metrics", "telemetry"]),
     ("shard", &["types", "record", "storage", "raft", "clock", "tasks", "metrics", "telemetry"]),
-    ("metadata", &["types", "record", "storage", "raft", "clock", "tasks", "metrics", "telemetry"]),
     ("groups", &["types"]),
+    (
+        "metadata",
+        &["types", "record", "storage", "raft", "groups", "clock", "tasks", "metrics", "telemetry"],
+    ),
     ("auth", &["types", "clock", "metrics", "telemetry"]),
     (
         "broker",

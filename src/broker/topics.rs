@@ -159,7 +159,7 @@ impl Broker {
             Ok(Accepted::Topic(created)) => {
                 Ok((Creation::Created, self.ready_handle(&created).await?))
             }
-            Ok(Accepted::Done) => Err(TopicError::OutcomeUnknown("no topic returned".to_owned())),
+            Ok(_) => Err(TopicError::OutcomeUnknown("no topic returned".to_owned())),
             Err(rejection) => Err(refused(&name, rejection)),
         }
     }
@@ -179,7 +179,7 @@ impl Broker {
             self.inner.metadata.change(&command).await.map_err(|error| changed(&error))?;
         match response {
             Ok(Accepted::Topic(deleting)) => self.finish_deletion(&deleting).await,
-            Ok(Accepted::Done) => Ok(()),
+            Ok(Accepted::Done | Accepted::Group(_) | Accepted::Commits(_)) => Ok(()),
             Err(_gone) => Err(TopicError::NotFound(name.to_owned())),
         }
     }

@@ -5,12 +5,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::groups::Refusal;
 use crate::metadata::image::limits::{HISTORY_LEN_MAX, TOPIC_PARTITIONS_CEILING};
 use crate::metadata::placement::place;
 use crate::metadata::{
-    AddShards, AlterTopicConfig, Bootstrap, Command, CreateTopic, DeleteTopic, HistoryEntry,
-    HistoryEvent, Image, NewShard, Node, RegisterNode, RowChange, Shard, Topic, TopicState,
+    AddShards, AlterTopicConfig, Bootstrap, Command, ConsumerGroup, CreateTopic, DeleteTopic,
+    HistoryEntry, HistoryEvent, Image, NewShard, Node, RegisterNode, RowChange, Shard, Topic,
+    TopicState, groups,
 };
+use crate::types::limits::GROUPS_MAX;
 use crate::types::{ClusterId, LogPosition, NodeId, ReplicaId, ShardId, TopicId, TopicName};
 
 /// What became of a command.
@@ -23,6 +26,10 @@ pub enum Accepted {
     Done,
     /// The topic as it is now.
     Topic(Arc<Topic>),
+    /// The consumer group as it is now.
+    Group(Arc<ConsumerGroup>),
+    /// What became of each commit, in order.
+    Commits(Vec<Result<(), Rejection>>),
 }
 
 /// A command was refused and changed nothing.
@@ -73,6 +80,15 @@ pub enum Rejection {
     /// The first shards lack the metadata shard.
     #[error("the first shards lack the metadata shard")]
     NoMetadataShard,
+    /// No consumer group has the name.
+    #[error("the group does not exist")]
+    UnknownGroup,
+    /// The cluster cannot hold one more consumer group.
+    #[error("there are {GROUPS_MAX} groups, which is the limit")]
+    TooManyGroups,
+    /// The consumer group refused.
+    #[error(transparent)]
+    Group(#[from] Refusal),
 }
 
 /// Carries out a command: changes the image and returns the answer and the changes for SQL.
@@ -90,6 +106,11 @@ pub fn apply(image: &mut Image, at: LogPosition, command: &Command) -> (Response
         Command::AlterTopicConfig(command) => change.alter_topic_config(command),
         Command::DeleteTopic(command) => change.delete_topic(command),
         Command::FinishDeleteTopic { topic_id } => change.finish_delete_topic(*topic_id),
+        Command::ChangeGroup(command) => groups::change_group(change.image, command),
+        Command::CommitOffsets { commits } => groups::commit_offsets(change.image, commits),
+        Command::DeleteGroup { group } => groups::delete_group(change.image, group),
+        Command::DeleteOffsets(command) => groups::delete_offsets(change.image, command),
+        Command::ExpireOffsets(command) => groups::expire_offsets(change.image, command),
     };
     let rows = change.rows;
     debug_assert!(response.is_ok() || rows.is_empty(), "a refused command changes nothing");
@@ -237,6 +258,7 @@ impl Change<'_> {
             return Err(Rejection::NotDeleting(id));
         }
         self.image.remove_topic(&topic);
+        self.image.remove_offsets_of(id);
         self.rows.push(RowChange::TopicRemoved(id));
         Ok(Accepted::Done)
     }

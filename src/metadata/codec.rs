@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::metadata::groups::StoredGroup;
 use crate::metadata::image::limits::HISTORY_LEN_MAX;
 use crate::metadata::{HistoryEntry, Image, Node, Shard, Topic};
 use crate::storage::fs::is_exhausted;
@@ -180,6 +181,9 @@ struct Stored {
     shards: Vec<Arc<Shard>>,
     topics: Vec<Arc<Topic>>,
     history: Vec<Arc<HistoryEntry>>,
+    /// Absent in images of servers that had no consumer groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<StoredGroup>,
 }
 
 impl Image {
@@ -196,6 +200,7 @@ impl Image {
             shards: self.shards.values().cloned().collect(),
             topics: self.topics().cloned().collect(),
             history: self.history().cloned().collect(),
+            groups: self.groups_from(None).map(|group| group.as_ref().into()).collect(),
         };
         let json = serde_json::to_vec(&stored).map_err(Error::json(IMAGE.what))?;
         Ok(IMAGE.wrap(&json))
@@ -251,6 +256,9 @@ fn restore(stored: Stored) -> Result<Image, String> {
     }
     if image.history.len() > HISTORY_LEN_MAX {
         return Err(format!("{} history entries", image.history.len()));
+    }
+    for group in stored.groups {
+        group.restore(&mut image)?;
     }
     Ok(image)
 }

@@ -7,9 +7,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{Error, Replica};
+use crate::metadata::{ChangeGroup, Commit, DeleteOffsets, Error, ExpireOffsets, Replica};
 use crate::types::{
-    ClusterId, NodeId, Principal, ShardId, Timestamp, TopicConfig, TopicId, TopicName,
+    ClusterId, GroupName, NodeId, Principal, ShardId, Timestamp, TopicConfig, TopicId, TopicName,
 };
 
 /// The version of the JSON that follows it.
@@ -41,6 +41,29 @@ pub enum Command {
         /// The topic.
         topic_id: TopicId,
     },
+    /// Something happens to a consumer group's members.
+    ChangeGroup(ChangeGroup),
+    /// Commits offsets of many clients.
+    CommitOffsets {
+        /// Each is taken or refused by itself.
+        commits: Vec<Commit>,
+    },
+    /// Deletes an empty consumer group with its offsets.
+    DeleteGroup {
+        /// The group.
+        group: GroupName,
+    },
+    /// Deletes committed offsets.
+    DeleteOffsets(DeleteOffsets),
+    /// Forgets committed offsets and groups that were left alone for too long.
+    ExpireOffsets(ExpireOffsets),
+}
+
+impl Command {
+    /// Returns whether the command may change who reads what: topics and groups, not offsets.
+    pub(in crate::metadata) fn concerns_members(&self) -> bool {
+        !matches!(self, Self::CommitOffsets { .. })
+    }
 }
 
 /// Founds the cluster with its first node and shards. Accepted once.

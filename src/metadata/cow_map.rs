@@ -44,6 +44,17 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
         chunk.get(at).map(|(_, value)| value)
     }
 
+    /// Finds the value of a key, to be changed; copies its chunk if a clone shares it.
+    pub(crate) fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        let chunk_at = self.chunk_of(key);
+        let shared = self.chunks.get_mut(chunk_at)?;
+        let at = position(shared, key).ok()?;
+        Arc::make_mut(shared).get_mut(at).map(|(_, value)| value)
+    }
+
     /// Sets the value of a key and returns the former one.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let chunk_at = self.chunk_of(&key);
@@ -190,7 +201,7 @@ mod tests {
     proptest! {
         #[test]
         fn behaves_like_a_btree_map(
-            steps in prop::collection::vec((0u8..5, 0u16..600, any::<u32>()), 0..2_000),
+            steps in prop::collection::vec((0u8..6, 0u16..600, any::<u32>()), 0..2_000),
             from in 0u16..700,
         ) {
             let (mut map, mut model) = (CowMap::default(), BTreeMap::new());
@@ -198,6 +209,11 @@ mod tests {
                 match what {
                     0 => prop_assert_eq!(map.remove(&key), model.remove(&key)),
                     1 => prop_assert_eq!(map.pop_first(), model.pop_first()),
+                    2 => {
+                        prop_assert_eq!(map.get_mut(&key).copied(), model.get(&key).copied());
+                        map.get_mut(&key).into_iter().for_each(|old| *old = value);
+                        model.get_mut(&key).into_iter().for_each(|old| *old = value);
+                    }
                     _ => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
                 }
                 prop_assert_eq!(map.get(&key), model.get(&key));

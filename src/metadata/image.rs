@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::metadata::ConsumerGroup;
 use crate::metadata::cow_map::CowMap;
 use crate::types::{
-    ClusterId, LogPosition, NodeId, PartitionId, Principal, RaftIndex, ReplicaId, ShardId,
-    Timestamp, TopicConfig, TopicId, TopicName,
+    ClusterId, GroupName, LogPosition, NodeId, PartitionId, Principal, RaftIndex, ReplicaId,
+    ShardId, Timestamp, TopicConfig, TopicId, TopicName,
 };
 
 /// Bounds of the image. They are part of what `apply` computes: a new value is a new format.
@@ -122,6 +123,11 @@ impl Topic {
         shards
     }
 
+    /// Returns whether clients may write and read it.
+    pub fn is_active(&self) -> bool {
+        self.state == TopicState::Active
+    }
+
     /// Returns whether clients may find the topic by its name.
     pub fn is_visible(&self) -> bool {
         self.state != TopicState::Deleting
@@ -180,6 +186,7 @@ pub struct Image {
     names: CowMap<TopicName, Arc<Topic>>,
     folded_names: CowMap<Arc<str>, TopicId>,
     pub(in crate::metadata) history: CowMap<RaftIndex, Arc<HistoryEntry>>,
+    pub(in crate::metadata) groups: CowMap<GroupName, Arc<ConsumerGroup>>,
 }
 
 impl Image {
@@ -188,7 +195,8 @@ impl Image {
         self.cluster
     }
 
-    /// Returns the position of the last command that changed anything.
+    /// Returns the position of the last command that changed anything but consumer groups, which
+    /// are not part of the SQL view.
     pub fn changed(&self) -> LogPosition {
         self.changed
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::metadata::checkpoint::Checkpoint;
 use crate::metadata::view::ViewFeed;
@@ -22,6 +22,8 @@ pub(in crate::metadata) struct Machine {
     image: Image,
     published: Arc<ArcSwap<Image>>,
     feed: ViewFeed,
+    /// Counts the commands that may change who reads what.
+    members_changed: watch::Sender<u64>,
     applied: Option<LogPosition>,
     membership: Option<(LogPosition, Bytes)>,
     checkpointed: Recovered,
@@ -47,6 +49,7 @@ impl Machine {
             image: Image::default(),
             published,
             feed,
+            members_changed: watch::Sender::new(0),
             applied: None,
             membership: None,
             checkpointed: Recovered::default(),
@@ -58,6 +61,12 @@ impl Machine {
             machine.checkpointed = machine.recovered();
         }
         Ok(machine)
+    }
+
+    /// Returns what is told of every command that may change who reads what, after its image is
+    /// published.
+    pub(in crate::metadata) fn members_changed(&self) -> watch::Receiver<u64> {
+        self.members_changed.subscribe()
     }
 
     /// Returns whether anything changed since the newest checkpoint.
@@ -97,6 +106,9 @@ impl StateMachine for Machine {
         self.applied = Some(position);
         self.published.store(Arc::new(self.image.clone()));
         self.feed.submit(position, rows);
+        if decoded.concerns_members() {
+            self.members_changed.send_modify(|count| *count += 1);
+        }
         if let Some(applying) = command.local::<Applying>()
             && let Some(applied) = applying.lock().take()
         {

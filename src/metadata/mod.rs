@@ -1,4 +1,5 @@
-//! The cluster's metadata: which nodes, shards and topics there are, and where partitions live.
+//! The cluster's metadata: which nodes, shards and topics there are, where partitions live, and the
+//! consumer groups with their committed offsets.
 //!
 //! Commands go through the metadata shard's Raft log; [`apply`] turns them into a new [`Image`] and
 //! into row changes for the SQL [`view`]. The shard's driver calls `apply`, publishes the image and
@@ -17,6 +18,7 @@ mod checkpoint;
 mod codec;
 mod command;
 mod cow_map;
+mod groups;
 mod image;
 mod machine;
 mod placement;
@@ -32,6 +34,9 @@ pub use codec::Error;
 pub use command::{
     AddShards, AlterTopicConfig, Bootstrap, Command, CreateTopic, DeleteTopic, NewShard,
     RegisterNode,
+};
+pub use groups::{
+    ChangeGroup, Commit, Committed, ConsumerGroup, DeleteOffsets, ExpireOffsets, NewOffset,
 };
 pub use image::{HistoryEntry, HistoryEvent, Image, Node, Replica, Shard, Topic};
 pub use image::{TopicState, limits};

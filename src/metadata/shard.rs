@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::metadata::checkpoint::{Checkpoint, CheckpointFile};
@@ -79,6 +79,7 @@ struct Inner {
 
 struct Opened {
     group: Group,
+    members_changed: watch::Receiver<u64>,
     checkpointer: Arc<Checkpointer>,
 }
 
@@ -109,6 +110,12 @@ impl MetadataShard {
     /// Returns what holds the image, for readers that look often.
     pub fn published(&self) -> Arc<ArcSwap<Image>> {
         Arc::clone(&self.inner.image)
+    }
+
+    /// Returns what is told of every command that may change who reads what: changes of topics and
+    /// of consumer groups, not commits.
+    pub fn members_changed(&self) -> watch::Receiver<u64> {
+        self.inner.opened.members_changed.clone()
     }
 
     /// Returns what is known of the shard's leadership.
@@ -156,7 +163,9 @@ async fn open(parts: ShardParts) -> Result<Opened, StartError> {
     let (ballast, on_failure) = (parts.ballast, parts.on_failure);
     let (files, checkpoint) = checkpoints;
     let machine = Machine::open(checkpoint, image, feed);
-    let machine = Arc::new(Mutex::new(machine.map_err(|error| refuse(error.to_string()))?));
+    let machine = machine.map_err(|error| refuse(error.to_string()))?;
+    let members_changed = machine.members_changed();
+    let machine = Arc::new(Mutex::new(machine));
     let mut shared = SharedMachine(Arc::clone(&machine));
     let replayed = raft::replay(&wal, replica, &mut shared);
     let entries = replayed.map_err(|error| refuse(error.to_string()))?;
@@ -182,7 +191,7 @@ async fn open(parts: ShardParts) -> Result<Opened, StartError> {
         turn: tokio::sync::Mutex::new(()),
     });
     group.runtime().spawn(Arc::clone(&checkpointer).run(group.clone()));
-    Ok(Opened { group, checkpointer })
+    Ok(Opened { group, members_changed, checkpointer })
 }
 
 /// What a checkpoint is for when nothing changed since the last one.
