@@ -10,10 +10,10 @@ use crate::client::{client, read_partition, records_url};
 use crate::load::PATIENCE;
 use crate::node::{Scratch, Setup, wait_until};
 
-/// Fewer than the partitions and connections here want.
+/// Fewer than the partitions and connections here want: about 20 are for connections.
 const DESCRIPTORS: u32 = 160;
 const PARTITIONS: u32 = 120;
-const CONNECTIONS: usize = 60;
+const CONNECTIONS: usize = 14;
 const SETTINGS: &[&str] = &["shards.count=1", "wal.file_bytes=4 MiB", "wal.max_bytes=16 MiB"];
 
 /// Sends a request and reads the answer to its end, so that its connection can be used again.
@@ -34,10 +34,9 @@ async fn a_node_with_few_descriptors_outlives_many_connections_and_partitions() 
         assert_eq!(answered(request.json(&body)).await.0, 201);
     }
     let address = node.url().strip_prefix("http://").unwrap();
-    let silent: Vec<_> = (0..CONNECTIONS).map(|_| TcpStream::connect(address).unwrap()).collect();
-    let log = node.log().clone();
-    wait_until("the places are used up", || log.text().contains("no more connections"));
-    // Who is connected goes on, with a file for each partition, and a checkpoint of all of them.
+    let connect = |_| TcpStream::connect(address).unwrap();
+    let mut silent: Vec<_> = (0..CONNECTIONS).map(connect).collect();
+    // A file for each partition, and a checkpoint of all of them.
     for partition in 0..PARTITIONS {
         let record = serde_json::json!({"partition": partition, "value": partition});
         let request = http.post(records_url(node.url(), "many"));
@@ -49,6 +48,9 @@ async fn a_node_with_few_descriptors_outlives_many_connections_and_partitions() 
     let request = http.delete(format!("{}/v1/topics/gone", node.url()));
     assert_eq!(answered(request).await.0, 204);
     wait_until("there is a newer checkpoint", || checkpoint().map(|file| file.ino()) != before);
+    silent.extend((0..CONNECTIONS * 4).map(connect));
+    let log = node.log().clone();
+    wait_until("the places are used up", || log.text().contains("no more connections"));
     drop(silent);
     let fresh = answered(client().get(format!("{}/healthz", node.url()))).await;
     assert_eq!(fresh.0, 200, "who waited is served when there is a place");
