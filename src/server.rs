@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api;
 use crate::broker::{self, Broker, BrokerParts, SpaceWatch};
@@ -206,6 +206,7 @@ impl Server {
             config: http::limits(config),
             clock,
             metrics,
+            changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),
             tasks: tasks.clone(),
             principal: Principal::anonymous(),
             sources: health::sources(&broker, view),

@@ -32,6 +32,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use crate::api::error::{ApiError, Caller, Code};
@@ -105,6 +106,9 @@ impl Default for Config {
     }
 }
 
+/// Changes of topics at a time, those whose clients have left included.
+pub const CHANGES_MAX: usize = 64;
+
 /// What handlers work with; one per server.
 #[derive(Debug)]
 pub struct State {
@@ -116,6 +120,8 @@ pub struct State {
     pub clock: SharedClock,
     /// Counts of what is done.
     pub metrics: Arc<Metrics>,
+    /// Places for changes that go on when their client has left.
+    pub changes: Arc<Semaphore>,
     /// Starts what outlives a handler, and says when the server stops.
     pub tasks: Tracker,
     /// What the server tells about itself.

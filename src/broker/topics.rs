@@ -394,7 +394,12 @@ impl Broker {
             metrics: self.inner.metrics.topics.topic(&topic.name),
             version: Arc::clone(topic),
         });
-        self.inner.handles.write().insert(topic.id, Arc::clone(&handle));
+        let mut handles = self.inner.handles.write();
+        // The topic may have been deleted since it was looked up: its handle would stay for ever.
+        if self.inner.metadata.image().topic(topic.id).is_none() {
+            return Err(TopicError::NotFound(topic.name.to_string()));
+        }
+        handles.insert(topic.id, Arc::clone(&handle));
         Ok(handle)
     }
 

@@ -82,11 +82,11 @@ impl LogStore {
         let unapplied = self.shared.unapplied.lock();
         let first = unapplied.front()?.log_id.index();
         let skip = usize::try_from(start.checked_sub(first)?).ok()?;
-        let count = usize::try_from(end - start).ok()?;
-        let mut entries = Vec::with_capacity(count.min(unapplied.len()));
+        let mut entries = Vec::new();
         let mut bytes = 0;
-        for entry in unapplied.iter().skip(skip).take(count) {
-            if bytes >= max_bytes {
+        for (index, entry) in (start..end).zip(unapplied.iter().skip(skip)) {
+            // What is not what it should be is in the write-ahead log.
+            if bytes >= max_bytes || entry.log_id.index() != index {
                 break;
             }
             bytes += match &entry.payload {
@@ -103,6 +103,12 @@ impl LogStore {
         let mut unapplied = self.shared.unapplied.lock();
         while unapplied.front().is_some_and(|entry| entry.log_id.index() < applied_end) {
             unapplied.pop_front();
+        }
+        let next = unapplied.back().map(|entry| entry.log_id.index().saturating_add(1));
+        let first = entries.first().map(|entry| entry.log_id.index());
+        if next.is_some() && first.is_some() && next != first {
+            // A snapshot has taken the place of what lies between.
+            unapplied.clear();
         }
         unapplied.extend(entries.iter().cloned());
     }
@@ -275,7 +281,59 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.shared.unapplied.lock().retain(|entry| entry.log_id.index() > upto.index());
         self.shared.wal.purge(self.shared.replica, from_log_id(&upto));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::storage::fs::sim::SimFs;
+
+    fn store() -> LogStore {
+        let (config, floors) = (wal::Config::default(), BTreeMap::new());
+        let observer = Arc::new(wal::NoObserver);
+        let opened = Wal::open(SimFs::new().shared(), Path::new("wal"), config, &floors, observer);
+        LogStore::new(opened.unwrap().0, ReplicaId::new(1), Arc::default())
+    }
+
+    fn blanks(range: std::ops::Range<u64>) -> Vec<Entry> {
+        let at = |index| LogPosition { term: Term::new(1), index: RaftIndex::new(index) };
+        range.map(|index| Entry { log_id: log_id_of(at(index)), payload: Payload::Blank }).collect()
+    }
+
+    fn indexes(store: &LogStore, start: u64, end: u64) -> Option<Vec<u64>> {
+        let entries = store.read_unapplied(start, end, 1 << 20)?;
+        Some(entries.iter().map(|entry| entry.log_id.index()).collect())
+    }
+
+    #[test]
+    fn entries_in_memory_are_the_ones_asked_for_after_a_snapshot_jumped_ahead() {
+        let store = store();
+        store.keep_unapplied(&blanks(1..4));
+        assert_eq!(indexes(&store, 2, 9), Some(vec![2, 3]));
+        store.keep_unapplied(&blanks(10..13));
+        assert_eq!(indexes(&store, 10, 12), Some(vec![10, 11]));
+        assert_eq!(indexes(&store, 1, 3), None, "what the snapshot replaced is forgotten");
+        assert_eq!(indexes(&store, 4, 6), None);
+        // Were a hole ever kept, no entry would be taken for another.
+        store.shared.unapplied.lock().extend(blanks(20..22));
+        assert_eq!(indexes(&store, 11, 21), Some(vec![11, 12]));
+        assert_eq!(indexes(&store, 13, 15), None);
+    }
+
+    #[tokio::test]
+    async fn purged_entries_are_forgotten_here_too() {
+        let mut store = store();
+        store.keep_unapplied(&blanks(1..6));
+        let upto = blanks(3..4).remove(0).log_id;
+        store.purge(upto).await.unwrap();
+        assert_eq!(indexes(&store, 2, 5), None);
+        assert_eq!(indexes(&store, 4, 9), Some(vec![4, 5]));
     }
 }

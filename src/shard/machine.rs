@@ -54,6 +54,9 @@ pub(crate) struct Machine {
     /// Largest clock that any entry carried; the only time that `apply` knows.
     time: Timestamp,
     topics: BTreeMap<TopicId, TopicState>,
+    /// The newest deletion that is no longer remembered: a topic that is not known is not news at
+    /// or below it.
+    forgotten: Option<LogPosition>,
     logs: HashMap<TopicPartition, PartitionLog>,
     /// Partitions with records that are not in their segment files.
     unflushed: BTreeSet<TopicPartition>,
@@ -124,6 +127,7 @@ impl Machine {
             membership: None,
             time: Timestamp::from_millis(0),
             topics: BTreeMap::new(),
+            forgotten: None,
             logs: HashMap::new(),
             unflushed: BTreeSet::new(),
             changed: BTreeSet::new(),
@@ -136,7 +140,7 @@ impl Machine {
         machine.applied = checkpoint.applied;
         machine.membership = raft::split_membership(checkpoint.membership.clone())?;
         machine.time = checkpoint.shard_time;
-        machine.topics = decode_topics(checkpoint.extra.clone())?;
+        (machine.topics, machine.forgotten) = decode_topics(checkpoint.extra.clone())?;
         for (id, state) in &checkpoint.partitions {
             let config = machine.config(id.topic);
             let log = PartitionLog::open(&machine.store, *id, &config, state)?;
@@ -158,7 +162,10 @@ impl Machine {
 
     /// Returns whether a command that carries out the metadata entry `origin` is news for a topic.
     fn is_news(&self, topic: TopicId, origin: LogPosition) -> bool {
-        self.topics.get(&topic).is_none_or(|known| !known.deleted && origin >= known.origin)
+        match self.topics.get(&topic) {
+            Some(known) => !known.deleted && origin >= known.origin,
+            None => self.forgotten.is_none_or(|forgotten| origin > forgotten),
+        }
     }
 
     fn create(
@@ -224,8 +231,9 @@ impl Machine {
         {
             let mut oldest = deleted;
             oldest.sort_unstable();
-            for (_, id) in oldest.into_iter().take(extra) {
+            for (origin, id) in oldest.into_iter().take(extra) {
                 self.topics.remove(&id);
+                self.forgotten = self.forgotten.max(Some(origin));
             }
         }
     }
@@ -334,7 +342,7 @@ impl Machine {
             applied: covers.applied,
             membership: raft::join_membership(self.membership.as_ref()),
             shard_time: self.time,
-            extra: encode_topics(&self.topics),
+            extra: encode_topics(&self.topics, self.forgotten),
             changed: partitions,
             removed: std::mem::take(&mut self.removed).into_iter().collect(),
         };
@@ -465,8 +473,9 @@ impl StateMachine for SharedMachine {
     }
 }
 
-/// The topic table: `count u32, count x { topic 16, origin, deleted u8, config }`.
-fn encode_topics(topics: &BTreeMap<TopicId, TopicState>) -> Bytes {
+/// The topic table: `count u32, count x { topic 16, origin, deleted u8, config }`, and the newest
+/// forgotten deletion's origin if there is one.
+fn encode_topics(topics: &BTreeMap<TopicId, TopicState>, forgotten: Option<LogPosition>) -> Bytes {
     let mut out = BytesMut::with_capacity(4 + topics.len() * 48);
     out.put_u32(u32::try_from(topics.len()).unwrap_or(u32::MAX));
     for (id, topic) in topics {
@@ -475,10 +484,15 @@ fn encode_topics(topics: &BTreeMap<TopicId, TopicState>) -> Bytes {
         out.put_u8(u8::from(topic.deleted));
         command::put_config(&mut out, &topic.config);
     }
+    if let Some(forgotten) = forgotten {
+        command::put_origin(&mut out, forgotten);
+    }
     out.freeze()
 }
 
-fn decode_topics(mut bytes: Bytes) -> io::Result<BTreeMap<TopicId, TopicState>> {
+type Topics = (BTreeMap<TopicId, TopicState>, Option<LogPosition>);
+
+fn decode_topics(mut bytes: Bytes) -> io::Result<Topics> {
     let mut topics = BTreeMap::new();
     for _ in 0..bytes.try_get_u32().map_err(invalid)? {
         let id = command::get_topic(&mut bytes)?;
@@ -487,5 +501,67 @@ fn decode_topics(mut bytes: Bytes) -> io::Result<BTreeMap<TopicId, TopicState>> 
         let config = command::get_config(&mut bytes)?;
         topics.insert(id, TopicState { origin, config, deleted });
     }
-    Ok(topics)
+    let forgotten = if bytes.is_empty() { None } else { Some(command::get_origin(&mut bytes)?) };
+    Ok((topics, forgotten))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::metrics::Metrics;
+    use crate::storage::fs::sim::SimFs;
+    use crate::types::{RaftIndex, Term};
+
+    fn machine(checkpoint: Option<&ShardCheckpoint>) -> Machine {
+        let (leads, full) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+        let store = Store::new(
+            SimFs::new().shared(),
+            PathBuf::from("partitions"),
+            log::Config::default(),
+            SystemClock::shared(),
+        );
+        let parts = MachineParts {
+            shard: ShardId::new(1),
+            store,
+            partitions: Arc::default(),
+            proposer: Proposer::new(leads, full),
+            metrics: Metrics::shared().shards.clone(),
+        };
+        Machine::open(parts, checkpoint).unwrap()
+    }
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: Term::new(1), index: RaftIndex::new(index) }
+    }
+
+    fn topic(number: u64) -> TopicId {
+        let [a, b, c, d, e, f, g, h] = number.to_be_bytes();
+        TopicId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
+    }
+
+    #[test]
+    fn a_late_command_brings_no_deleted_topic_back_however_many_were_deleted_since() {
+        let mut machine = machine(None);
+        let config = TopicConfig::default();
+        let deleted = DELETED_TOPICS_MAX as u64 + 10;
+        for number in 0..deleted {
+            machine.create(at(2 * number), topic(number), &config, &[PartitionId::ZERO]);
+            machine.delete(at(2 * number + 1), topic(number));
+        }
+        assert_eq!(machine.topics.len(), DELETED_TOPICS_MAX, "what is remembered has a bound");
+        let picture = machine.picture().unwrap();
+        let checkpoint = ShardCheckpoint { extra: picture.changes.extra, ..Default::default() };
+        for mut machine in [machine, self::machine(Some(&checkpoint))] {
+            for number in [0, 9, 10, deleted - 1] {
+                machine.create(at(2 * number), topic(number), &config, &[PartitionId::ZERO]);
+            }
+            assert!(machine.logs.is_empty(), "{:?}", machine.logs.keys());
+            machine.create(at(2 * deleted), topic(deleted), &config, &[PartitionId::ZERO]);
+            assert_eq!(machine.logs.len(), 1, "a new topic is news");
+        }
+    }
 }

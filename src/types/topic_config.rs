@@ -37,7 +37,9 @@ pub enum TimestampType {
 
 /// The configs that a topic has set, by Kafka's names. What is not set has its default.
 ///
-/// Every value in the map was accepted by [`TopicConfig::set`], so the getters cannot fail.
+/// What comes from a person goes through [`TopicConfig::set`]; what was accepted once, here or by
+/// another version, is kept by [`TopicConfig::keep`]. The getters answer the default for a value
+/// that this version does not understand.
 #[derive(Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct TopicConfig {
@@ -56,6 +58,23 @@ struct Entry {
     name: &'static str,
     default: &'static str,
     rule: Rule,
+}
+
+impl Entry {
+    fn accepts(&self, value: &str) -> bool {
+        match self.rule {
+            Rule::Int { min, max, .. } => {
+                value.parse::<i64>().is_ok_and(|number| (min..=max).contains(&number))
+            }
+            Rule::OneOf { values, .. } => values.contains(&value),
+        }
+    }
+
+    fn expected(&self) -> &'static str {
+        match self.rule {
+            Rule::Int { expected, .. } | Rule::OneOf { expected, .. } => expected,
+        }
+    }
 }
 
 const MINUS_ONE_OR_MORE: Rule =
@@ -122,19 +141,17 @@ impl TopicConfig {
         let refuse = |expected| {
             Err(ConfigError::Value { name: entry.name, expected, value: value.to_owned() })
         };
-        match entry.rule {
-            Rule::Int { min, max, expected } => match value.parse::<i64>() {
-                Ok(number) if (min..=max).contains(&number) => {}
-                _ => return refuse(expected),
-            },
-            Rule::OneOf { values, expected } => {
-                if !values.contains(&value) {
-                    return refuse(expected);
-                }
-            }
+        if !entry.accepts(value) {
+            return refuse(entry.expected());
         }
         self.set.insert(entry.name.to_owned(), value.to_owned());
         Ok(())
+    }
+
+    /// Sets one config that was accepted before, unchecked: it may be of a version that knows other
+    /// names or has other ranges.
+    pub fn keep(&mut self, name: String, value: String) {
+        self.set.insert(name, value);
     }
 
     /// Lists the configs that are set, by name.
@@ -156,7 +173,11 @@ impl TopicConfig {
     }
 
     fn int(&self, name: &str, default: i64) -> i64 {
-        self.get(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+        let in_range = |value: &str| {
+            let entry = ENTRIES.iter().find(|entry| entry.name == name)?;
+            entry.accepts(value).then(|| value.parse().ok())?
+        };
+        self.get(name).and_then(in_range).unwrap_or(default)
     }
 
     /// `max.message.bytes`: largest batch, and largest record.
@@ -226,7 +247,7 @@ impl<'de> Deserialize<'de> for TopicConfig {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut config = Self::default();
         for (name, value) in BTreeMap::<String, String>::deserialize(deserializer)? {
-            config.set(&name, &value).map_err(serde::de::Error::custom)?;
+            config.keep(name, value);
         }
         Ok(config)
     }
@@ -261,6 +282,24 @@ mod tests {
         assert!(config.set("cleanup.policy", "compact").is_err());
         assert!(config.set("nope", "1").is_err());
         assert_eq!(config, TopicConfig::default());
+    }
+
+    #[test]
+    fn what_another_version_accepted_is_kept_and_has_no_effect() {
+        let mut config = TopicConfig::default();
+        for (name, value) in [
+            ("compression.type", "zstd"),
+            ("segment.bytes", "1"),
+            ("cleanup.policy", "compact"),
+            ("retention.ms", "soon"),
+        ] {
+            config.keep(name.to_owned(), value.to_owned());
+        }
+        let unset = TopicConfig::default();
+        assert_eq!(config.segment_bytes(), unset.segment_bytes());
+        assert_eq!(config.retention_ms(), unset.retention_ms());
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<TopicConfig>(&json).unwrap(), config);
     }
 
     #[test]

@@ -280,8 +280,15 @@ async fn to_its_end<T: Send + 'static>(
     state: &State,
     change: impl Future<Output = Result<T, TopicError>> + Send + 'static,
 ) -> Result<T, ApiError> {
+    let place = Arc::clone(&state.changes).try_acquire_owned().map_err(|_none_free| {
+        let detail = "too many topics are being created or deleted";
+        ApiError::new(Code::Overloaded, detail.to_owned())
+    })?;
     let (done, changed) = oneshot::channel();
-    state.tasks.spawn(async move { drop(done.send(change.await)) });
+    state.tasks.spawn(async move {
+        drop(done.send(change.await));
+        drop(place);
+    });
     match tokio::time::timeout(state.config.request_timeout, changed).await {
         Ok(Ok(changed)) => Ok(changed?),
         _ => Err(TopicError::OutcomeUnknown("it took too long".to_owned()).into()),
