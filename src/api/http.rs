@@ -13,6 +13,7 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use futures_util::future::poll_immediate;
 use http_body_util::BodyExt;
+use tracing::Instrument;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
@@ -116,15 +117,22 @@ where
         let started = state.clock.monotonic();
         let caller = (self.caller)(request.headers());
         metrics.request_bytes.add(request.body().size_hint().exact().unwrap_or(0));
+        // One load of an atomic where nobody asks for it, as by default. Without the query, which
+        // may hold keys.
+        let path = request.uri().path();
+        let span = tracing::debug_span!("request", method = %request.method(), path);
         let request = read_to_its_end(&state, request);
         let answer = (self.handler)(Arc::clone(&state), request);
-        async move {
+        let answering = async move {
             let response = answer.await.unwrap_or_else(|error| error.respond(&caller));
             metrics.response_bytes.add(response.body().size_hint().exact().unwrap_or(0));
             let elapsed = state.clock.monotonic().saturating_sub(started);
-            metrics.observe(response.status().as_u16(), elapsed);
+            let status = response.status().as_u16();
+            metrics.observe(status, elapsed);
+            tracing::debug!(status, elapsed_us = elapsed.as_micros(), "answered");
             response
-        }
+        };
+        answering.instrument(span)
     }
 }
 
