@@ -129,7 +129,8 @@ where
             let elapsed = state.clock.monotonic().saturating_sub(started);
             let status = response.status().as_u16();
             metrics.observe(status, elapsed);
-            tracing::debug!(status, elapsed_us = elapsed.as_micros(), "answered");
+            let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+            tracing::debug!(status, elapsed_us, "answered");
             response
         };
         answering.instrument(span)

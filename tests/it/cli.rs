@@ -504,8 +504,53 @@ async fn the_document_and_the_greeting_are_printed_as_programs_expect_them() {
         assert!(matches!(output.status.code(), Some(0 | 28)), "{line}: {output:?}");
         assert!(said.contains("\"offset\""), "{line}: {said}");
     }
+    drop(out);
+    stop(node).await;
+}
+
+/// Starts a node on a directory and returns it with its URL.
+async fn start_node(dir: &Path, words: &[&str]) -> (Child, String) {
+    let mut command = command("", &["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+    let mut node = command.arg(dir.join("data")).args(words).spawn().unwrap();
+    let mut ready = String::new();
+    let mut out = BufReader::new(node.stdout.take().unwrap());
+    tokio::time::timeout(PATIENCE, out.read_line(&mut ready)).await.unwrap().unwrap();
+    let url = ready.trim_end().strip_prefix("ready ").unwrap().to_owned();
+    (node, url)
+}
+
+/// Asks a node to stop; it must end well.
+async fn stop(node: Child) -> Ran {
     let pid = rustix::process::Pid::from_raw(i32::try_from(node.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    drop(out);
-    end(node).await.good();
+    let ran = end(node).await;
+    assert_eq!(ran.code, OK, "{ran:?}");
+    ran
+}
+
+#[tokio::test]
+async fn each_request_is_logged_as_a_span_for_those_who_ask_and_tells_no_key() {
+    for (filter, requests) in [("info,eddyline::api=debug", 2), ("info", 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (node, url) = start_node(dir.path(), &["--log", filter]).await;
+        let http = reqwest::Client::new();
+        let records = format!("{url}/v1/topics/a/records?key=secret");
+        let request = http.post(&records).header("x-header", "secret").body("secret");
+        assert_eq!(Reply::of(request).await.status, 200);
+        let missing = http.get(records.replace("/a/", "/missing/"));
+        assert_eq!(Reply::of(missing).await.status, 404);
+        drop(http);
+        let logged = stop(node).await.err;
+        assert!(!logged.contains("secret"), "{logged}");
+        let lines = lines(&logged);
+        let answered: Vec<_> = lines.iter().filter(|line| line["message"] == "answered").collect();
+        assert_eq!(answered.len(), requests, "{logged}");
+        let expected = [("POST", "a", 200), ("GET", "missing", 404)];
+        for (line, (method, topic, status)) in answered.iter().zip(expected) {
+            assert_eq!((&line["level"], &line["status"]), (&json!("DEBUG"), &json!(status)));
+            let path = format!("/v1/topics/{topic}/records");
+            assert_eq!(line["span"], json!({"name": "request", "method": method, "path": path}));
+            assert!(line["elapsed_us"].is_u64(), "{line}");
+        }
+    }
 }

@@ -1,10 +1,5 @@
 //! Health, readiness, metrics, the cluster's state, the API document and its page.
 
-use std::io::Write;
-use std::sync::Arc;
-
-use eddyline::telemetry;
-use parking_lot::Mutex;
 use reqwest::{Method, redirect};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -133,56 +128,6 @@ async fn metrics_show_how_long_segments_take_to_reach_the_disk() {
         until(&server, &name("sum"), |value| value > 0.0).await;
     }
     server.stop().await;
-}
-
-/// What was logged.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl Logged {
-    fn lines(&self) -> Vec<Value> {
-        let text = String::from_utf8(self.0.lock().clone()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
-    }
-}
-
-impl Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn each_request_is_a_span_for_those_who_ask_and_tells_no_key() {
-    let logged = Logged::default();
-    let writer = logged.clone();
-    let filter = telemetry::Filter::parse("eddyline::api=debug").unwrap();
-    let style = telemetry::Style::Json;
-    let subscriber = telemetry::subscriber(&filter, style, move || writer.clone()).unwrap();
-    // The server's tasks run on this test's thread.
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let server = Server::start().await;
-    let request = server.request(Method::POST, "/v1/topics/a/records?key=secret");
-    assert_eq!(Reply::of(request.body("secret")).await.status, 200);
-    assert_eq!(get(&server, "/v1/topics/missing/records?key=secret").await.status, 404);
-    server.stop().await;
-    let lines = logged.lines();
-    let answered: Vec<_> = lines.iter().filter(|line| line["message"] == "answered").collect();
-    for (line, method, path, status) in [
-        (answered[0], "POST", "/v1/topics/a/records", 200),
-        (answered[1], "GET", "/v1/topics/missing/records", 404),
-    ] {
-        assert_eq!((&line["level"], &line["status"]), (&json!("DEBUG"), &json!(status)));
-        let span = json!({"name": "request", "method": method, "path": path});
-        assert_eq!(line["span"], span);
-        assert!(line["elapsed_us"].is_u64(), "{line}");
-    }
-    assert!(!lines.iter().any(|line| line.to_string().contains("secret")), "{lines:?}");
 }
 
 #[tokio::test]
