@@ -554,3 +554,48 @@ async fn each_request_is_logged_as_a_span_for_those_who_ask_and_tells_no_key() {
         }
     }
 }
+
+/// The commands of the README's quick start, one shell script a block.
+fn quick_start() -> Vec<String> {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let text = std::fs::read_to_string(readme).unwrap();
+    let part = text.split_once("## Quick start\n").unwrap().1.split_once("\n## ").unwrap().0;
+    let mut blocks = vec![String::new()];
+    for line in part.lines() {
+        match line.strip_prefix("    ") {
+            Some(command) => blocks.last_mut().unwrap().push_str(&format!("{command}\n")),
+            None if line.is_empty() => {}
+            None => blocks.push(String::new()),
+        }
+    }
+    blocks.retain(|block| !block.is_empty() && !block.starts_with("cargo run"));
+    blocks
+}
+
+#[tokio::test]
+async fn the_quick_start_of_the_readme_works_as_it_is_written() {
+    let server = Server::start().await;
+    let blocks = quick_start();
+    assert!(blocks.len() >= 4, "{blocks:?}");
+    // A refusal is a failure, and what follows for ever is ended.
+    let shell = "set -e\ncurl() { command curl --fail --silent --show-error \"$@\"; }\n\
+                 follow() { curl -N -m 2 \"$@\" || test $? = 28; }\n";
+    let mut printed = String::new();
+    for block in blocks {
+        let script = block
+            .replace("http://127.0.0.1:8080", server.url())
+            .replace("target/release/eddyline", env!("CARGO_BIN_EXE_eddyline"))
+            .replace("curl -N ", "follow ");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{shell}{script}")]).env("EDDYLINE_URL", server.url());
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).kill_on_drop(true);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ran = end(command.spawn().unwrap()).await;
+        assert_eq!(ran.code, OK, "{block}\n{ran:?}");
+        printed.push_str(&ran.out);
+    }
+    assert!(printed.contains("event: records"), "{printed}");
+    assert_eq!(count(&server, "flights").await, 10_000);
+    assert_eq!(count(&server, "hello").await, 2);
+    server.stop().await;
+}
