@@ -280,6 +280,8 @@ fn broker_config(config: &Config) -> broker::Config {
         auto_create: config.topics.auto_create,
         default_partitions: config.topics.default_partitions,
         max_partitions: config.topics.max_partitions,
+        session_timeout: config.groups.session_timeout,
+        offsets_retention: config.groups.offsets_retention,
     }
 }
 
@@ -427,6 +429,9 @@ fn start_maintenance(
     let stop = tasks.stop_token();
     let watching = broker.clone();
     tasks.spawn(async move { stop.run_until_cancelled(watching.watch_space(watch)).await });
+    let stop = tasks.stop_token();
+    let keeping = broker.clone();
+    tasks.spawn(async move { stop.run_until_cancelled(keeping.run_groups()).await });
     let stop = tasks.stop_token();
     let retaining = broker.clone();
     let interval = config.storage.retention_interval;

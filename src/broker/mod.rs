@@ -40,6 +40,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::SmallRng;
@@ -56,7 +57,7 @@ use crate::storage::log::Store;
 use crate::storage::wal::Wal;
 use crate::types::{NodeId, ShardId, TopicId};
 
-/// What an operator decides about topics.
+/// What an operator decides about topics and groups.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Whether the first produce to a missing topic creates it.
@@ -65,11 +66,21 @@ pub struct Config {
     pub default_partitions: u32,
     /// Most partitions of one topic.
     pub max_partitions: u32,
+    /// Session timeout of members that do not say.
+    pub session_timeout: Duration,
+    /// How long the offsets of a group are kept after its last member has gone.
+    pub offsets_retention: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { auto_create: true, default_partitions: 4, max_partitions: 10_000 }
+        Self {
+            auto_create: true,
+            default_partitions: 4,
+            max_partitions: 10_000,
+            session_timeout: Duration::from_secs(45),
+            offsets_retention: Duration::from_secs(7 * 24 * 3600),
+        }
     }
 }
 
@@ -120,7 +131,7 @@ struct Inner {
     handles: RwLock<HashMap<TopicId, Arc<Topic>>>,
     /// Serialises the creation of each topic, so that a thousand first produces create it once.
     creating: Turns,
-    groups: groups::Groups,
+    groups: Arc<groups::Groups>,
 }
 
 impl fmt::Debug for Broker {
@@ -146,7 +157,7 @@ impl Broker {
                 random: Mutex::new(parts.random),
                 handles: RwLock::new(HashMap::new()),
                 creating: Turns::default(),
-                groups: groups::Groups::default(),
+                groups: Arc::default(),
             }),
         }
     }

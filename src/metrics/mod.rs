@@ -39,6 +39,8 @@ pub struct Metrics {
     pub wal: WalMetrics,
     /// Segments, caches and files.
     pub storage: StorageMetrics,
+    /// Consumer groups.
+    pub groups: GroupMetrics,
     /// Requests that stay open.
     pub streams: StreamMetrics,
     /// The metadata's SQL view.
@@ -55,6 +57,7 @@ impl Metrics {
         let shards = ShardMetrics::default();
         let wal = WalMetrics::default();
         let storage = StorageMetrics::default();
+        let groups = GroupMetrics::default();
         let streams = StreamMetrics::default();
         let metadata = MetadataMetrics::default();
         http.register(&mut registry);
@@ -62,9 +65,10 @@ impl Metrics {
         shards.register(&mut registry);
         wal.register(&mut registry);
         storage.register(&mut registry);
+        groups.register(&mut registry);
         streams.register(&mut registry);
         metadata.register(&mut registry);
-        Arc::new(Self { http, topics, shards, wal, storage, streams, metadata, registry })
+        Arc::new(Self { http, topics, shards, wal, storage, groups, streams, metadata, registry })
     }
 
     /// Writes everything in OpenMetrics' text format, of type [`CONTENT_TYPE`].
@@ -174,6 +178,46 @@ impl WalMetrics {
         r.register_with_unit("queued", queued, Unit::Bytes, self.queued_bytes.clone());
         let live = "Bytes of log that are still needed";
         r.register_with_unit("live", live, Unit::Bytes, self.live_bytes.clone());
+    }
+}
+
+/// Consumer groups: what the image has, and what this node did for them.
+#[derive(Debug, Clone)]
+pub struct GroupMetrics {
+    /// Groups that there are.
+    pub groups: Gauge,
+    /// Members of all groups.
+    pub members: Gauge,
+    /// Commits that were carried to the log, taken or refused there.
+    pub commits: Counter,
+    /// Commits that shared one entry of the log.
+    pub commits_per_entry: Histogram,
+    /// Members whose session timeout passed.
+    pub expired_sessions: Counter,
+}
+
+impl Default for GroupMetrics {
+    fn default() -> Self {
+        Self {
+            groups: Gauge::default(),
+            members: Gauge::default(),
+            commits: Counter::default(),
+            commits_per_entry: Histogram::counts(),
+            expired_sessions: Counter::default(),
+        }
+    }
+}
+
+impl GroupMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("groups");
+        r.register("groups", "Consumer groups", self.groups.clone());
+        r.register("members", "Members of all consumer groups", self.members.clone());
+        r.register("commits", "Commits carried to the log", self.commits.clone());
+        let shared = "Commits that shared one entry of the log";
+        r.register("commits_per_entry", shared, self.commits_per_entry.clone());
+        let expired = "Members whose session timeout passed";
+        r.register("expired_sessions", expired, self.expired_sessions.clone());
     }
 }
 

@@ -1,15 +1,21 @@
 //! The handle that makes its holder a member of a group.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::broker::groups::Groups;
 use crate::broker::{
-    AssignedPartition, Broker, GroupError, OffsetCommit, OffsetReset, StartOffset, Subscription,
+    AssignedPartition, Broker, GroupError, OffsetCommit, OffsetReset, Revocation, StartOffset,
+    Subscription,
 };
-use crate::groups::Departure;
-use crate::types::{Epoch, GroupName, MemberId, Offset, PartitionId, Principal, TopicId};
+use crate::groups::{self, Departure};
+use crate::types::{
+    Epoch, GroupName, InstanceId, MemberId, Offset, PartitionId, Principal, TopicId,
+};
 
 /// Why a member is not one any more.
 pub type Fenced = Departure;
@@ -23,6 +29,8 @@ pub struct MemberView {
     pub assigned: Vec<AssignedPartition>,
     /// The partitions that it must give up and commit for the last time; no longer in `assigned`.
     pub revoking: Vec<AssignedPartition>,
+    /// Whether partitions are still to come that other members have not given up yet.
+    pub is_waiting: bool,
     /// Why it is out of the group. Then it has no partitions, and only a new join helps.
     pub fenced: Option<Fenced>,
 }
@@ -43,10 +51,33 @@ pub struct Member {
 pub(in crate::broker::groups) struct Shared {
     pub(in crate::broker::groups) group: GroupName,
     pub(in crate::broker::groups) id: MemberId,
+    pub(in crate::broker::groups) instance_id: Option<InstanceId>,
     pub(in crate::broker::groups) principal: Principal,
     pub(in crate::broker::groups) session_timeout: Duration,
     pub(in crate::broker::groups) offset_reset: OffsetReset,
+    pub(in crate::broker::groups) revocation: Revocation,
+    /// Who is told when this is dropped.
+    pub(in crate::broker::groups) groups: Arc<Groups>,
+    /// Set once the join is applied; before, the member's absence means nothing.
+    pub(in crate::broker::groups) joined: AtomicBool,
+    /// What the view was made from. Taken before the view's own lock.
+    pub(in crate::broker::groups) seen: Mutex<Option<Arc<groups::Member>>>,
     pub(in crate::broker::groups) view: watch::Sender<Arc<MemberView>>,
+}
+
+impl Shared {
+    /// Shows that the member is out of the group. The first reason stands.
+    pub(in crate::broker::groups) fn fence(&self, reason: Departure) {
+        self.view.send_if_modified(|view| {
+            let is_news = view.fenced.is_none();
+            if is_news {
+                let epoch = view.epoch;
+                let fenced = Some(reason);
+                *view = Arc::new(MemberView { epoch, fenced, ..MemberView::default() });
+            }
+            is_news
+        });
+    }
 }
 
 impl Member {
@@ -162,6 +193,7 @@ impl Member {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.view.send_replace(Arc::default());
+        let groups = Arc::clone(&self.groups);
+        groups.dropped(self);
     }
 }

@@ -3,10 +3,20 @@
 //! A face joins a group by [`Broker::join_group`] and holds the [`Member`] for as long as its
 //! client is there. The handle needs no heartbeats: it is one. What the member may read is in
 //! [`Member::state`]; [`Member::changed`] says when to look again.
+//!
+//! Invariants:
+//! - what a handle shows is what an applied entry says: nothing is told before;
+//! - heartbeats are no entries of the log: a member is alive while its handle is;
+//! - a commit is answered when it is replicated, and never taken from a member that has lost the
+//!   partition or is out of the group.
 
+mod commits;
+mod coordinator;
+mod describe;
 mod error;
+mod keeper;
 mod member;
-mod thin;
+mod offsets;
 
 pub use error::GroupError;
 pub use member::{Fenced, Member, MemberView};
@@ -21,7 +31,7 @@ use crate::types::{
     TopicName,
 };
 
-pub(in crate::broker) use thin::Groups;
+pub(in crate::broker) use coordinator::Groups;
 
 /// What a member wants to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
