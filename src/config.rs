@@ -145,6 +145,8 @@ pub struct Ws {
     pub max_subscriptions: usize,
     /// Web pages' origins that may connect; none allows the node's own only.
     pub allowed_origins: Vec<String>,
+    /// Timers of the protocol; they have no key.
+    pub timers: api::ws::Timers,
 }
 
 /// Raft's timers: `heartbeat` < `election_min` < `election_max`.
@@ -362,6 +364,7 @@ impl Config {
                 linger: Duration::from_millis(5),
                 max_subscriptions: 64,
                 allowed_origins: Vec::new(),
+                timers: api::ws::Timers::default(),
             },
             raft: Raft {
                 heartbeat: Duration::from_millis(150),

@@ -201,9 +201,11 @@ impl Server {
         }
         start_maintenance(config, &broker, (&fs, ballast), &tasks);
         observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
+        let limits = http::limits(config);
         let state = Arc::new(api::State {
             broker: broker.clone(),
-            config: http::limits(config),
+            ws: api::ws::Shared::new(&limits.ws, &metrics.ws),
+            config: limits,
             clock,
             metrics,
             changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),

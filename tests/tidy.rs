@@ -82,6 +82,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("sqlx", &["metadata"]),
     ("axum", &["api", "server"]),
     ("utoipa", &["api"]),
+    ("tungstenite", &["api"]),
     ("reqwest", &["cli"]),
     ("clap", &["cli"]),
     ("anyhow", &["cli", "main"]),

@@ -23,6 +23,7 @@ mod sse;
 mod unread;
 mod v1;
 mod v2;
+pub mod ws;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Timers of connections and streams.
     pub timers: Timers,
+    /// WebSockets, `ws.*` in the settings.
+    pub ws: ws::Config,
 }
 
 /// Timers of connections and streams. They are part of the protocol and no settings; tests shorten
@@ -102,6 +105,7 @@ impl Default for Config {
             request_timeout: Duration::from_secs(30),
             max_connections: 4096,
             timers: Timers::default(),
+            ws: ws::Config::default(),
         }
     }
 }
@@ -124,6 +128,8 @@ pub struct State {
     pub changes: Arc<Semaphore>,
     /// Starts what outlives a handler, and says when the server stops.
     pub tasks: Tracker,
+    /// What WebSockets share.
+    pub ws: ws::Shared,
     /// What the server tells about itself.
     pub sources: ops::Sources,
     /// Who callers are as long as there is no authentication.
@@ -135,6 +141,7 @@ fn router(state: &Arc<State>) -> Router {
     let routes = Router::new()
         .merge(v1::router(state))
         .merge(v2::router(state))
+        .merge(ws::router(state))
         .merge(ops::router(state))
         .method_not_allowed_fallback(of_no_route(state, method_not_allowed));
     // A path with a trailing slash is found in a second look, so that it costs others nothing.

@@ -5,7 +5,7 @@
 
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 
-use crate::api::{ops, v1, v2};
+use crate::api::{ops, v1, v2, ws};
 
 /// Describes every operation of every face.
 pub fn document() -> OpenApi {
@@ -17,7 +17,7 @@ pub fn document() -> OpenApi {
         .license(Some(license))
         .build();
     let mut document = OpenApiBuilder::new().info(info).build();
-    for face in [v1::openapi(), v2::openapi(), ops::openapi()] {
+    for face in [v1::openapi(), v2::openapi(), ws::openapi(), ops::openapi()] {
         document.merge(face);
     }
     document
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn faces_that_share_a_schemas_name_share_the_schema() {
         let mut seen = BTreeMap::new();
-        for face in [v1::openapi(), v2::openapi(), ops::openapi()] {
+        for face in [v1::openapi(), v2::openapi(), ws::openapi(), ops::openapi()] {
             for (name, schema) in face.components.unwrap_or_default().schemas {
                 let schema = serde_json::to_value(schema).unwrap();
                 let first = seen.entry(name.clone()).or_insert_with(|| schema.clone());

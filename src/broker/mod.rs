@@ -21,6 +21,7 @@ mod read;
 mod tests;
 mod topics;
 mod turns;
+mod watch;
 
 pub use cluster::{Check, ClusterView, NodeView, Part, ReplicaView, ShardView};
 pub use error::{AppendError, ProduceError, ReadError, TopicError};
@@ -35,6 +36,7 @@ pub use produce::{
 };
 pub use read::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Search, Start, Visit};
 pub use topics::{CreateTopic, Creation, PartitionDetails, Topic, TopicSummary};
+pub use watch::Watcher;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -9,12 +9,12 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
 use crate::broker::topics::Placed;
+use crate::broker::watch::Watcher;
 use crate::broker::{Broker, ReadError, Topic};
 use crate::record::{Batch, DecompressLimit, Record};
-use crate::storage::log::{self, Chunk, LogReader, Registration};
+use crate::storage::log::{self, Chunk, LogReader};
 use crate::types::{Offset, PartitionId, Principal, Timestamp};
 
 /// Bytes that a turn of one partition reads at the least, so that small pages need one read.
@@ -80,6 +80,8 @@ pub enum Visit {
     Taken,
     /// A filter left it out.
     Skipped,
+    /// It is not part of the answer and not passed either: the read ends before it.
+    Stop,
 }
 
 /// Where a read ended.
@@ -190,6 +192,47 @@ impl Broker {
         request: &ReadRequest,
         visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
     ) -> Result<ReadEnd, ReadError> {
+        let read = self.read_all(principal, topic, request, visit).await?;
+        count(topic, u64::from(read.taken), read.taken_bytes);
+        Ok(read.end())
+    }
+
+    /// Reads like [`Broker::read`] what many readers may share: whoever is given the records counts
+    /// them with [`Broker::count_read`].
+    ///
+    /// # Errors
+    /// As [`Broker::read`].
+    pub async fn read_shared(
+        &self,
+        principal: &Principal,
+        topic: &Arc<Topic>,
+        request: &ReadRequest,
+        visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
+    ) -> Result<ReadEnd, ReadError> {
+        Ok(self.read_all(principal, topic, request, visit).await?.end())
+    }
+
+    /// Counts records of a topic that a reader was given, and the bytes of their keys and values.
+    pub fn count_read(&self, topic: &Topic, records: u64, bytes: u64) {
+        count(topic, records, bytes);
+    }
+
+    /// Returns the leader epoch in which a partition's next record is written, as far as this node
+    /// knows. It only grows, unless data was lost.
+    ///
+    /// # Errors
+    /// [`ReadError::TopicDeleted`], [`ReadError::PartitionNotFound`].
+    pub fn leader_epoch(&self, topic: &Topic, partition: PartitionId) -> Result<i32, ReadError> {
+        Ok(placed(topic, partition)?.shard.status().term.leader_epoch())
+    }
+
+    async fn read_all<'r>(
+        &self,
+        principal: &Principal,
+        topic: &Arc<Topic>,
+        request: &'r ReadRequest,
+        visit: &mut (dyn FnMut(PartitionId, &Record<'_>) -> Visit + Send),
+    ) -> Result<Read<'r>, ReadError> {
         let mut end_offsets = Vec::with_capacity(request.positions.len());
         for (partition, _) in &request.positions {
             let (_, log_end) = self.bounds(principal, topic, *partition).await?;
@@ -208,9 +251,7 @@ impl Broker {
                 tokio::task::yield_now().await;
             }
         }
-        topic.metrics().records_out.add(u64::from(read.taken));
-        topic.metrics().bytes_out.add(read.taken_bytes);
-        Ok(ReadEnd { next: read.next, end_offsets: read.end_offsets, gaps: read.gaps })
+        Ok(read)
     }
 
     /// Waits until a partition has a record at or above its position.
@@ -227,29 +268,14 @@ impl Broker {
         topic: &Arc<Topic>,
         positions: &[(PartitionId, Offset)],
     ) -> Result<(), ReadError> {
-        let mut registrations: Vec<Registration> = Vec::new();
-        poll_fn(|context| {
-            // Register first, then look: a record that arrives in between wakes us.
-            if registrations.is_empty() {
-                let readers =
-                    positions.iter().filter_map(|(partition, _)| topic.placed(*partition));
-                let register =
-                    |placed: &Placed| placed.partition.reader().register(context.waker());
-                registrations.extend(readers.map(register));
-            } else {
-                registrations.iter().for_each(|registration| registration.rearm(context.waker()));
-            }
-            for (partition, offset) in positions {
-                match placed(topic, *partition) {
-                    Ok(placed) if placed.partition.reader().log_end() <= *offset => {}
-                    Ok(_) => return Poll::Ready(Ok(())),
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
-            }
-            Poll::Pending
-        })
-        .await
+        let mut watcher = Watcher::new(Arc::clone(topic));
+        poll_fn(|context| watcher.poll_changed(context, positions.iter().copied())).await
     }
+}
+
+fn count(topic: &Topic, records: u64, bytes: u64) {
+    topic.metrics().records_out.add(records);
+    topic.metrics().bytes_out.add(bytes);
 }
 
 /// A read in progress.
@@ -264,6 +290,8 @@ struct Read<'r> {
     taken_bytes: u64,
     visited: u64,
     visited_bytes: u64,
+    /// The visitor wants no more.
+    stopped: bool,
 }
 
 impl<'r> Read<'r> {
@@ -278,11 +306,17 @@ impl<'r> Read<'r> {
             taken_bytes: 0,
             visited: 0,
             visited_bytes: 0,
+            stopped: false,
         }
     }
 
+    fn end(self) -> ReadEnd {
+        ReadEnd { next: self.next, end_offsets: self.end_offsets, gaps: self.gaps }
+    }
+
     fn is_full(&self) -> bool {
-        self.taken >= self.request.records_max
+        self.stopped
+            || self.taken >= self.request.records_max
             || (self.taken > 0 && self.taken_bytes >= self.request.bytes_max)
             || (self.visited > 0 && self.visited_bytes >= self.request.scan_bytes_max)
     }
@@ -377,9 +411,16 @@ impl<'r> Read<'r> {
                 + record.headers.len_bytes();
             self.visited += 1;
             self.visited_bytes += bytes as u64;
-            if visit(partition, &record) == Visit::Taken {
-                self.taken += 1;
-                self.taken_bytes += bytes as u64;
+            match visit(partition, &record) {
+                Visit::Taken => {
+                    self.taken += 1;
+                    self.taken_bytes += bytes as u64;
+                }
+                Visit::Skipped => {}
+                Visit::Stop => {
+                    self.stopped = true;
+                    return Ok(());
+                }
             }
             self.move_to(turn, record.offset.saturating_add(1));
             if self.is_full() {
@@ -443,7 +484,11 @@ fn find_timestamp(
     }
 }
 
-fn placed(topic: &Topic, partition: PartitionId) -> Result<&Placed, ReadError> {
+/// Finds a partition of a topic that was not deleted.
+pub(in crate::broker) fn placed(
+    topic: &Topic,
+    partition: PartitionId,
+) -> Result<&Placed, ReadError> {
     let name = || topic.summary().name.clone();
     let placed = topic.placed(partition);
     let placed = placed.ok_or_else(|| ReadError::PartitionNotFound { topic: name(), partition })?;

@@ -13,10 +13,12 @@
 mod http;
 mod instruments;
 mod topics;
+mod ws;
 
 pub use http::{HttpMetrics, RouteMetrics};
 pub use instruments::{Counter, Gauge, Histogram, Tracked};
 pub use topics::{TopicMetrics, TopicsMetrics};
+pub use ws::WebSocketMetrics;
 
 use std::fmt;
 use std::sync::Arc;
@@ -43,6 +45,8 @@ pub struct Metrics {
     pub groups: GroupMetrics,
     /// Requests that stay open.
     pub streams: StreamMetrics,
+    /// WebSockets.
+    pub ws: WebSocketMetrics,
     /// The metadata's SQL view.
     pub metadata: MetadataMetrics,
     registry: Registry,
@@ -59,6 +63,7 @@ impl Metrics {
         let storage = StorageMetrics::default();
         let groups = GroupMetrics::default();
         let streams = StreamMetrics::default();
+        let ws = WebSocketMetrics::default();
         let metadata = MetadataMetrics::default();
         http.register(&mut registry);
         topics.register(&mut registry);
@@ -67,8 +72,20 @@ impl Metrics {
         storage.register(&mut registry);
         groups.register(&mut registry);
         streams.register(&mut registry);
+        ws.register(&mut registry);
         metadata.register(&mut registry);
-        Arc::new(Self { http, topics, shards, wal, storage, groups, streams, metadata, registry })
+        Arc::new(Self {
+            http,
+            topics,
+            shards,
+            wal,
+            storage,
+            groups,
+            streams,
+            ws,
+            metadata,
+            registry,
+        })
     }
 
     /// Writes everything in OpenMetrics' text format, of type [`CONTENT_TYPE`].

@@ -35,6 +35,13 @@ pub(super) fn limits(config: &Config) -> api::Config {
         request_timeout: config.http.request_timeout,
         max_connections: config.http.max_connections,
         timers: config.http.timers,
+        ws: api::ws::Config {
+            linger: config.ws.linger,
+            max_subscriptions: config.ws.max_subscriptions,
+            allowed_origins: config.ws.allowed_origins.clone(),
+            timers: config.ws.timers,
+            ..api::ws::Config::default()
+        },
     }
 }
 

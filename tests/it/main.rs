@@ -17,3 +17,6 @@ mod v1_read;
 mod v1_streams;
 mod v1_topics;
 mod v2;
+mod ws;
+mod ws_client;
+mod ws_limits;

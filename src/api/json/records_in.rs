@@ -57,16 +57,32 @@ pub(crate) struct Body<'a> {
 pub(crate) fn parse_body(body: &[u8], records_max: usize) -> Result<Body<'_>, ApiError> {
     let text = utf8(body)?;
     let mut scanner = Scanner::new(text);
-    let mut reader = BodyReader {
-        records: Vec::with_capacity(records_max.min(text.len() / RECORD_BYTES_GUESS + 1)),
-        faults: Vec::new(),
-        count: 0,
-        records_max,
-    };
+    let mut reader = BodyReader::new(text.len(), records_max);
     match reader.body(&mut scanner) {
         Ok(form) => reader.finish(form),
         Err(error) => Err(syntax(error)),
     }
+}
+
+/// Parses a list of records that is the member `records` of a request.
+///
+/// # Errors
+/// As [`parse_body`].
+pub(crate) fn parse_list(
+    list: &str,
+    records_max: usize,
+) -> Result<Vec<ProduceRecord<'_>>, ApiError> {
+    let mut scanner = Scanner::new(list);
+    let mut reader = BodyReader::new(list.len(), records_max);
+    let read = match scanner.peek() {
+        Some(b'[') => reader.array(&mut scanner, Form::Records),
+        _ => {
+            reader.fault_at("/records", "expected an array");
+            Ok(())
+        }
+    };
+    read.map_err(syntax)?;
+    Ok(reader.finish(Form::Records)?.records)
 }
 
 /// Parses a line of NDJSON: one record.
@@ -160,6 +176,15 @@ struct BodyReader<'a> {
 }
 
 impl<'a> BodyReader<'a> {
+    fn new(bytes: usize, records_max: usize) -> Self {
+        Self {
+            records: Vec::with_capacity(records_max.min(bytes / RECORD_BYTES_GUESS + 1)),
+            faults: Vec::new(),
+            count: 0,
+            records_max,
+        }
+    }
+
     fn body(&mut self, scanner: &mut Scanner<'a>) -> Result<Form, SyntaxError> {
         let form = match scanner.peek() {
             Some(b'[') => {

@@ -9,7 +9,7 @@ use crate::record::Record;
 use crate::types::PartitionId;
 
 /// How values are shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) enum Format {
     /// JSON as it is, other text as a string, other bytes as base64.
     #[default]
@@ -75,14 +75,16 @@ enum Encoding {
     Base64,
 }
 
-fn push_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+/// Appends a key or a header's value.
+pub(crate) fn push_nullable(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     match bytes {
         None => out.extend_from_slice(b"null"),
         Some(bytes) => push_text_or_base64(out, bytes),
     }
 }
 
-fn push_headers(out: &mut Vec<u8>, record: &Record<'_>) {
+/// Appends a record's headers, without the list's brackets.
+pub(crate) fn push_headers(out: &mut Vec<u8>, record: &Record<'_>) {
     for (index, (name, value)) in record.headers.iter().enumerate() {
         out.extend_from_slice(if index == 0 { b"[".as_slice() } else { b",[" });
         push_string(out, name);

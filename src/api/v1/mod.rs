@@ -10,7 +10,7 @@ mod groups;
 mod lines;
 mod page;
 mod plan;
-mod produce;
+pub(crate) mod produce;
 mod reports;
 mod stream;
 mod tail;

@@ -262,7 +262,7 @@ async fn write(
 }
 
 /// Translates the refusal of a whole request, with pointers to the records that cause it.
-fn refused(error: ProduceError, form: Form, records: &[ProduceRecord<'_>]) -> ApiError {
+pub(crate) fn refused(error: ProduceError, form: Form, records: &[ProduceRecord<'_>]) -> ApiError {
     match error {
         ProduceError::Records(faults) => ApiError::of_records(&faults, |index| form.pointer(index)),
         ProduceError::PartitionNotFound { partition, .. } => {
@@ -326,14 +326,14 @@ fn answer(
 /// Writes where records were written, as JSON. Records of a request nearly always have the same
 /// timestamp, whose text is kept.
 #[derive(Debug, Default)]
-pub(super) struct AcknowledgedWriter {
+pub(crate) struct AcknowledgedWriter {
     timestamp: Timestamp,
     /// What follows the offset.
     tail: Vec<u8>,
 }
 
 impl AcknowledgedWriter {
-    pub(super) fn push(&mut self, out: &mut Vec<u8>, acknowledged: &Acknowledged) {
+    pub(crate) fn push(&mut self, out: &mut Vec<u8>, acknowledged: &Acknowledged) {
         let mut number = itoa::Buffer::new();
         if self.tail.is_empty() || self.timestamp != acknowledged.timestamp {
             self.timestamp = acknowledged.timestamp;
@@ -352,7 +352,7 @@ impl AcknowledgedWriter {
 }
 
 /// Appends why a record was not written, as JSON.
-pub(super) fn push_error(out: &mut Vec<u8>, error: &ApiError) {
+pub(crate) fn push_error(out: &mut Vec<u8>, error: &ApiError) {
     out.extend_from_slice(b"{\"error\":");
     let written = serde_json::to_writer(&mut *out, &error.problem(None));
     debug_assert!(written.is_ok(), "a problem is plain data");

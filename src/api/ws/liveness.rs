@@ -1,0 +1,118 @@
+//! When a socket is pinged, when it is told that the server lives, and when it is given up.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::api::ws::Timers;
+
+/// The clockwork of one socket.
+#[derive(Debug)]
+pub(super) struct Liveness {
+    every: Duration,
+    pong_timeout: Duration,
+    ping_at: Instant,
+    /// By when a sign of life has to come, while one is waited for.
+    pong_by: Option<Instant>,
+    sent_at: Instant,
+}
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// A ping.
+    Ping,
+    /// A heartbeat that pages can see.
+    Heartbeat,
+    /// The end: no sign of life came.
+    Lost,
+}
+
+impl Liveness {
+    /// Starts the clockwork.
+    pub(super) fn new(timers: &Timers, now: Instant) -> Self {
+        Self {
+            every: timers.heartbeat,
+            pong_timeout: timers.pong,
+            ping_at: now + timers.heartbeat,
+            pong_by: None,
+            sent_at: now,
+        }
+    }
+
+    /// Notes that a frame was sent.
+    pub(super) fn sent(&mut self, now: Instant) {
+        self.sent_at = now;
+    }
+
+    /// Notes that something came.
+    pub(super) fn heard(&mut self) {
+        self.pong_by = None;
+    }
+
+    /// Puts off the judgement: the server itself does not listen.
+    pub(super) fn deaf(&mut self, now: Instant) {
+        if self.pong_by.is_some() {
+            self.pong_by = Some(now + self.pong_timeout);
+        }
+    }
+
+    /// Returns when something is due next.
+    pub(super) fn next(&self) -> Instant {
+        let due = self.ping_at.min(self.sent_at + self.every);
+        self.pong_by.map_or(due, |pong_by| pong_by.min(due))
+    }
+
+    /// Returns what is due now, one at a time.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+        if self.pong_by.is_some_and(|pong_by| pong_by <= now) {
+            return Some(Due::Lost);
+        }
+        if self.ping_at <= now {
+            self.ping_at = now + self.every;
+            self.pong_by.get_or_insert(now + self.pong_timeout);
+            return Some(Due::Ping);
+        }
+        if self.sent_at + self.every <= now {
+            self.sent_at = now;
+            return Some(Due::Heartbeat);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_pinged_told_and_given_up() {
+        let start = Instant::now();
+        let timers = Timers::default();
+        let mut liveness = Liveness::new(&timers, start);
+        assert_eq!(liveness.due(start), None);
+        let tick = liveness.next();
+        assert_eq!(tick, start + timers.heartbeat);
+        assert_eq!(liveness.due(tick), Some(Due::Ping));
+        assert_eq!(liveness.due(tick), Some(Due::Heartbeat));
+        assert_eq!(liveness.due(tick), None);
+        assert_eq!(liveness.next(), tick + timers.pong);
+        liveness.deaf(tick + timers.pong);
+        assert_eq!(liveness.due(tick + timers.pong), None);
+        assert_eq!(liveness.due(tick + timers.pong * 2), Some(Due::Lost));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_and_is_sent_records_sees_pings_only() {
+        let timers = Timers::default();
+        let mut now = Instant::now();
+        let mut liveness = Liveness::new(&timers, now);
+        for _ in 0..10 {
+            now += timers.heartbeat;
+            liveness.sent(now);
+            assert_eq!(liveness.due(now), Some(Due::Ping));
+            assert_eq!(liveness.due(now), None);
+            liveness.heard();
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! WebSocket: what closes a socket or never opens it, and what a bad client costs others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::support::Server;
+use crate::ws_client::{Client, fill, topic};
+
+const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "eddyline.v1.json");
+
+#[tokio::test]
+async fn handshakes_that_break_a_rule_are_refused_before_the_upgrade() {
+    let server = Server::start_with(&[("ws.allowed_origins", "https://friend")]).await;
+    let status = async |path: &str, headers: &[(&'static str, &str)]| match Client::open(
+        &server, path, headers,
+    )
+    .await
+    {
+        Ok(_) => 101,
+        Err(Error::Http(response)) => response.status().as_u16(),
+        Err(error) => panic!("{error}"),
+    };
+    assert_eq!(status("/v1/ws", &[PROTOCOL]).await, 101);
+    assert_eq!(status("/v1/ws?token=x", &[PROTOCOL]).await, 400);
+    assert_eq!(status("/v1/ws?access_token=x", &[PROTOCOL]).await, 400);
+    assert_eq!(status("/v1/ws?x=1", &[PROTOCOL]).await, 400);
+    assert_eq!(status("/v1/ws", &[]).await, 400);
+    assert_eq!(status("/v1/ws", &[("sec-websocket-protocol", "eddyline.v9.json")]).await, 400);
+    let bearer = "eddyline.bearer.eA, eddyline.v1.json";
+    assert_eq!(status("/v1/ws", &[("sec-websocket-protocol", bearer)]).await, 101);
+    assert_eq!(status("/v1/ws", &[PROTOCOL, ("origin", "https://evil")]).await, 403);
+    assert_eq!(status("/v1/ws", &[PROTOCOL, ("origin", "null")]).await, 403);
+    assert_eq!(status("/v1/ws", &[PROTOCOL, ("origin", "https://friend")]).await, 101);
+    let own = server.url().to_owned();
+    assert_eq!(status("/v1/ws", &[PROTOCOL, ("origin", &own)]).await, 101);
+    let plain = server.request(reqwest::Method::GET, "/v1/ws").send().await.unwrap();
+    assert_eq!(plain.status(), 400);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn faults_of_the_whole_socket_close_it_with_their_code() {
+    let server = Server::start_with(&[("ws.max_subscriptions", "2")]).await;
+    topic(&server, "t", 1).await;
+    let garbage = "x".repeat(64 * 1024);
+    for (frame, code) in [
+        (Message::text(garbage.as_str()), 4400),
+        (Message::text("[]"), 4400),
+        (Message::text(r#"{"type":"what"}"#), 4400),
+        (Message::text(r#"{"type":"hello"}"#), 4400),
+        (Message::binary(vec![1]), 4400),
+        (Message::text("x".repeat(256 * 1024 + 1)), 1009),
+    ] {
+        let mut client = Client::hello(&server).await;
+        client.send_message(frame).await;
+        assert_eq!(client.closed().await, code);
+    }
+    for (frame, code) in
+        [(Message::text(r#"{"type":"ping"}"#), 4400), (Message::text(garbage.as_str()), 1009)]
+    {
+        let mut client = Client::silent(&server).await;
+        client.send_message(frame).await;
+        assert_eq!(client.closed().await, code);
+    }
+    let subscribe = |id: u32| json!({"type": "subscribe", "id": id, "topic": "t"});
+    for (id, code) in [(1, 4409), (3, 4413)] {
+        let mut client = Client::hello(&server).await;
+        for id in [1, 2] {
+            client.send(subscribe(id)).await;
+            client.next_of("subscribed").await;
+        }
+        client.send(subscribe(id)).await;
+        assert_eq!(client.closed().await, code);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_closed() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.hello = Duration::from_millis(50);
+    })
+    .await;
+    let mut client = Client::silent(&server).await;
+    assert_eq!(client.closed().await, 4408);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_quiet_socket_is_told_that_the_server_lives() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.heartbeat = Duration::from_millis(50);
+    })
+    .await;
+    topic(&server, "t", 1).await;
+    fill(&server, "t", 0, 0..3).await;
+    let (mut client, _) = Client::subscribed(&server, json!({"id": 7, "topic": "t"})).await;
+    // Pongs go out by themselves while the client reads: it is not given up.
+    for _ in 0..5 {
+        let heartbeat = client.next_of("hb").await;
+        assert_eq!(heartbeat["hw"], json!({"7": {"0": 3}}));
+        assert!(heartbeat["t"].as_i64().unwrap() > 0);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopping_server_says_so_answers_what_is_open_and_closes() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    let (mut client, _) = Client::subscribed(&server, json!({"topic": "t"})).await;
+    let stopping = server.stop();
+    let told = async {
+        let goaway = r#"{"type":"goaway","reason":"drain","retry_in_ms":[200,5000]}"#;
+        assert_eq!(client.next_text().await, goaway);
+        assert_eq!(client.closed().await, 1001);
+    };
+    tokio::join!(stopping, told);
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_is_closed_and_harms_no_other() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.blocked = Duration::from_millis(300);
+    })
+    .await;
+    topic(&server, "t", 1).await;
+    let value = "v".repeat(10_000);
+    let records: Vec<_> = (0..500).map(|_| json!({"value": value})).collect();
+    for _ in 0..6 {
+        let path = "/v1/topics/t/records";
+        let post = server.request(reqwest::Method::POST, path).json(&records).send().await;
+        assert_eq!(post.unwrap().status(), 200);
+    }
+    let everything = || {
+        json!({"topic": "t", "from": {"at": "earliest"},
+            "credit": {"records": 1_000_000, "bytes": 1_000_000_000_000_i64}})
+    };
+    let mut deaf = Vec::new();
+    for _ in 0..20 {
+        deaf.push(Client::subscribed(&server, everything()).await.0);
+    }
+    let (mut client, _) = Client::subscribed(&server, everything()).await;
+    client.records(&mut BTreeMap::new(), 3000).await;
+    // Everybody else is gone in time; what they were sent was bounded by the sockets' buffers.
+    crate::support::eventually("deaf readers are closed", async || {
+        let metrics = server.request(reqwest::Method::GET, "/metrics").send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        metrics.lines().any(|line| line == "eddyline_ws_sockets_open 1").then_some(())
+    })
+    .await;
+    drop(deaf);
+    server.stop().await;
+}
