@@ -209,6 +209,7 @@ impl Server {
             clock,
             metrics,
             changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),
+            consumers: api::Consumers::new(config.groups.instance_timeout),
             tasks: tasks.clone(),
             principal: Principal::anonymous(),
             sources: health::sources(&broker, view),

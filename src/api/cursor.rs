@@ -86,7 +86,8 @@ pub(crate) fn encode(topic: TopicId, positions: &[(PartitionId, Offset)]) -> Str
     URL_SAFE_NO_PAD.encode_to_string(&bytes)
 }
 
-fn push_varint(out: &mut Vec<u8>, mut number: u64) {
+/// Appends an unsigned LEB128 number in its shortest form.
+pub(crate) fn push_varint(out: &mut Vec<u8>, mut number: u64) {
     while let (low, rest @ 1..) = ((number & 0x7f), number >> 7) {
         out.push(u8::try_from(low).unwrap_or_default() | 0x80);
         number = rest;
@@ -94,7 +95,8 @@ fn push_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(u8::try_from(number).unwrap_or_default());
 }
 
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+/// Takes such a number off the front; `None` when there is none in its shortest form.
+pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for shift in (0..63).step_by(7) {
         let (byte, rest) = bytes.split_first()?;

@@ -58,6 +58,11 @@ pub enum Code {
     TopicExists,
     GroupNotEmpty,
     StaleMember,
+    AlreadySubscribed,
+    InstanceExists,
+    IllegalState,
+    FormatMismatch,
+    InvalidConsumer,
     CursorGone,
     TooLarge,
     OffsetOutOfRange,
@@ -119,6 +124,19 @@ impl Code {
             Self::TopicExists => ("topic_exists", S::CONFLICT, 40904, "Topic exists"),
             Self::GroupNotEmpty => ("group_not_empty", S::CONFLICT, 40905, "Group not empty"),
             Self::StaleMember => ("stale_member", S::CONFLICT, 40906, "Stale member"),
+            // The next five are only seen by clients of the REST Proxy's consumers.
+            Self::AlreadySubscribed => {
+                ("already_subscribed", S::CONFLICT, 40901, "Already subscribed")
+            }
+            Self::InstanceExists => ("instance_exists", S::CONFLICT, 40902, "Instance exists"),
+            Self::IllegalState => ("illegal_state", S::CONFLICT, 40903, "Illegal state"),
+            Self::FormatMismatch => {
+                ("format_mismatch", S::NOT_ACCEPTABLE, 40601, "Another format than the instance's")
+            }
+            Self::InvalidConsumer => {
+                let status = S::UNPROCESSABLE_ENTITY;
+                ("invalid_consumer", status, 42204, "Invalid consumer configuration")
+            }
             Self::CursorGone => ("cursor_gone", S::GONE, 41001, "Cursor gone"),
             Self::TooLarge => ("too_large", S::PAYLOAD_TOO_LARGE, 413, "Too large"),
             Self::OffsetOutOfRange => {

@@ -44,6 +44,7 @@ use crate::tasks::Tracker;
 use crate::types::Principal;
 
 pub use hot::{HEAD_BYTES_MAX, Service};
+pub use v2::Consumers;
 
 /// Bounds of requests, `http.*` in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +127,8 @@ pub struct State {
     pub metrics: Arc<Metrics>,
     /// Places for changes that go on when their client has left.
     pub changes: Arc<Semaphore>,
+    /// The consumer instances of the REST Proxy face.
+    pub consumers: Consumers,
     /// Starts what outlives a handler, and says when the server stops.
     pub tasks: Tracker,
     /// What WebSockets share.

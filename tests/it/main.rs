@@ -17,6 +17,7 @@ mod v1_read;
 mod v1_streams;
 mod v1_topics;
 mod v2;
+mod v2_consumers;
 mod ws;
 mod ws_client;
 mod ws_limits;

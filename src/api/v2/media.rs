@@ -86,6 +86,50 @@ pub(super) fn answer_type(headers: &HeaderMap) -> Result<HeaderValue, NotAccepta
     best.map(|(_, offer)| offer).ok_or(NotAcceptable)
 }
 
+/// Why the records of an instance cannot be answered as `Accept` asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PollRefused {
+    /// Nothing that this face sends is accepted.
+    NotAcceptable,
+    /// What is accepted is another embedded format than the instance's.
+    OtherFormat,
+}
+
+/// Chooses the type of an answer with records that are embedded in `format`, which the instance's
+/// creator decided: types that name no format take it, those that name another are passed over.
+pub(super) fn poll_type(headers: &HeaderMap, format: Embedded) -> Result<HeaderValue, PollRefused> {
+    let own = HeaderValue::from_static(match format {
+        Embedded::Json => "application/vnd.kafka.json.v2+json",
+        Embedded::Text => "application/vnd.kafka.text.v2+json",
+        Embedded::Binary | Embedded::Schema => "application/vnd.kafka.binary.v2+json",
+    });
+    let values = headers.get_all(header::ACCEPT);
+    if values.iter().next().is_none() {
+        return Ok(own);
+    }
+    let mut refused = PollRefused::NotAcceptable;
+    let mut best: Option<(u16, HeaderValue)> = None;
+    for range in values.iter().flat_map(ranges_of).filter(|range| range.q > 0) {
+        let offer = match range.essence.as_str() {
+            "*/*" | "application/*" | "application/vnd.kafka+json" | PROBLEM_JSON => own.clone(),
+            "application/vnd.kafka.v1+json" | V2_JSON => own.clone(),
+            "*/json" | JSON => HeaderValue::from_static(JSON),
+            name => match kafka_type(name) {
+                Some(named) if named == format => own.clone(),
+                Some(_) => {
+                    refused = PollRefused::OtherFormat;
+                    continue;
+                }
+                None => continue,
+            },
+        };
+        if best.as_ref().is_none_or(|(q, _)| range.q > *q) {
+            best = Some((range.q, offer));
+        }
+    }
+    best.map(|(_, offer)| offer).ok_or(refused)
+}
+
 /// One entry of an `Accept` list.
 struct Range {
     essence: String,
@@ -204,6 +248,25 @@ mod tests {
         ] {
             assert_eq!(accept(bad), Err(NotAcceptable), "{bad}");
         }
+    }
+
+    #[test]
+    fn records_come_in_the_instances_format_or_not_at_all() {
+        let poll = |value: &str| {
+            let answer = poll_type(&with(header::ACCEPT, value), Embedded::Json)?;
+            Ok(answer.to_str().unwrap().to_owned())
+        };
+        let own = "application/vnd.kafka.json.v2+json";
+        assert_eq!(poll_type(&HeaderMap::new(), Embedded::Json).unwrap(), own);
+        for accept in ["*/*", "application/*", V2_JSON, own, "text/html, */*;q=0.1"] {
+            assert_eq!(poll(accept).as_deref(), Ok(own), "{accept}");
+        }
+        assert_eq!(poll("application/json").as_deref(), Ok(JSON));
+        let binary = "application/vnd.kafka.binary.v2+json";
+        assert_eq!(poll(binary), Err(PollRefused::OtherFormat));
+        assert_eq!(poll(&format!("{binary}, {own};q=0.5")).as_deref(), Ok(own));
+        assert_eq!(poll("text/html"), Err(PollRefused::NotAcceptable));
+        assert_eq!(poll("*/*;q=0"), Err(PollRefused::NotAcceptable));
     }
 
     #[test]

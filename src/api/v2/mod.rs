@@ -1,4 +1,4 @@
-//! The REST Proxy v2 face: metadata and produce, as clients of the known proxies expect them.
+//! The REST Proxy v2 face: metadata, produce and consumers, as clients of the known proxies expect them.
 //!
 //! Shapes, codes and media types are Confluent's; where the known proxies disagree the choice is
 //! written at the code. Errors are the catalogue's, in the two-field form.
@@ -8,6 +8,7 @@
 //! - no route has middleware of its own: a layer would cost produce more than all of its parsing.
 
 mod body;
+mod consumers;
 mod key;
 mod media;
 mod produce;
@@ -31,6 +32,8 @@ use crate::api::hot::{self, Handler};
 use crate::api::http::{Verb, route, topic_in_path};
 use crate::types::PartitionId;
 
+pub use consumers::Consumers;
+
 /// Paths of this face, for the router and the API document.
 mod paths {
     pub(super) const ROOT: &str = "/";
@@ -46,6 +49,7 @@ mod paths {
 pub(crate) fn router(state: &Arc<State>) -> Router {
     use Verb::{Get, Post};
     Router::new()
+        .merge(consumers::router(state))
         .route(
             paths::ROOT,
             route(state, (Get, paths::ROOT), caller, topics::root).merge(route(
@@ -114,7 +118,9 @@ struct Document;
 
 /// Describes this face's operations.
 pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi();
+    document.merge(consumers::openapi());
+    document
 }
 
 /// An error, as clients of the REST Proxy know it.
