@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crate::record::{Batch, BatchHeader, HEADER_BYTES};
 use crate::storage::fs::File;
 use crate::storage::log::BATCH_BYTES_MAX;
-use crate::storage::log::index::Index;
+use crate::storage::log::index::{Index, Indexed};
 use crate::storage::log::state::SegmentState;
 use crate::storage::log::store::count;
 use crate::storage::log::view::Entry;
@@ -54,6 +54,22 @@ pub(super) struct Place {
     pub(super) position: u64,
     /// The offset that the batch starts with, `None` where only the index says that there is one.
     pub(super) offset: Option<Offset>,
+    /// The batch's last offset, where the index says that there is one. The checksum covers how
+    /// many offsets a batch has, and not where they start: this does.
+    pub(super) last: Option<Offset>,
+}
+
+impl Place {
+    /// A place where a batch must start with `offset`.
+    pub(super) fn at(position: u64, offset: Offset) -> Self {
+        Self { position, offset: Some(offset), last: None }
+    }
+
+    /// A place that the index of a segment with this base names.
+    pub(super) fn indexed(indexed: Indexed, base: Offset) -> Self {
+        let Indexed { position, last } = indexed;
+        Self { position, offset: last.is_none().then_some(base), last }
+    }
 }
 
 /// How far a walk over a segment has got.
@@ -63,6 +79,8 @@ struct Walk<'a> {
     position: u64,
     /// Offset that the batch at `position` has to start with, as in [`Place`].
     expected: Option<Offset>,
+    /// Last offset that it has to have, as in [`Place`].
+    last: Option<Offset>,
     batches: Vec<Batch>,
     taken_bytes: usize,
 }
@@ -79,8 +97,9 @@ enum Step {
 pub(super) fn read_batches(entry: &Entry, wanted: Wanted, start: Place) -> io::Result<Found> {
     let state = &entry.state;
     let file = entry.segment.file()?;
-    let Place { position, offset: expected } = start;
-    let mut walk = Walk { state, wanted, position, expected, batches: Vec::new(), taken_bytes: 0 };
+    let Place { position, offset: expected, last } = start;
+    let batches = Vec::new();
+    let mut walk = Walk { state, wanted, position, expected, last, batches, taken_bytes: 0 };
     let mut want = wanted.max_bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX);
     while walk.position < state.len {
         let (window, is_short) = read_window(entry, file.as_ref(), walk.position, want)?;
@@ -98,16 +117,16 @@ pub(super) fn read_batches(entry: &Entry, wanted: Wanted, start: Place) -> io::R
     }
 }
 
-/// Lists positions behind another where batches start.
-pub(super) fn positions_after(index: &Index, position: u64) -> Vec<u64> {
-    index.positions_after(position).take(RESUME_TRIES_MAX).collect()
+/// Lists batches behind a position, with the last offset of each.
+pub(super) fn batches_after(index: &Index, base: Offset, position: u64) -> Vec<(u64, Offset)> {
+    index.batches_after(base, position).take(RESUME_TRIES_MAX).collect()
 }
 
 /// Finds the first good batch behind a place where the batch that starts with `missing` should be,
-/// `None` when the segment has none. `indexed` are positions behind it to try.
+/// `None` when the segment has none. `indexed` are batches behind it to try.
 pub(super) fn next_good(
     entry: &Entry,
-    indexed: &[u64],
+    indexed: &[(u64, Offset)],
     position: u64,
     missing: Offset,
 ) -> io::Result<Option<(u64, Offset)>> {
@@ -115,9 +134,12 @@ pub(super) fn next_good(
     // Where only the records are damaged, the header still says where the next batch is.
     let neighbour = header_at(entry, file.as_ref(), position)?
         .and_then(|header| position.checked_add(u64::try_from(header.total_bytes()).ok()?));
-    for position in neighbour.into_iter().chain(indexed.iter().copied()) {
+    let neighbour = neighbour.map(|position| (position, None));
+    let indexed = indexed.iter().map(|(position, last)| (*position, Some(*last)));
+    for (position, last) in neighbour.into_iter().chain(indexed) {
         let Some(header) = header_at(entry, file.as_ref(), position)? else { continue };
-        if header.base_offset <= missing {
+        let is_other = last.is_some_and(|last| last != header.last_offset());
+        if is_other || header.base_offset <= missing {
             continue;
         }
         let (bytes, _) = read_window(entry, file.as_ref(), position, header.total_bytes())?;
@@ -161,11 +183,12 @@ impl Walk<'_> {
             }
             self.position += u64::try_from(total).unwrap_or(u64::MAX);
             self.expected = Some(header.next_offset());
+            self.last = None;
         }
     }
 
     fn stopped(self) -> Found {
-        let bad = Place { position: self.position, offset: self.expected };
+        let bad = Place { position: self.position, offset: self.expected, last: self.last };
         Found { batches: self.batches, bad: Some(bad) }
     }
 
@@ -179,6 +202,7 @@ impl Walk<'_> {
             Some(expected) => header.base_offset >= expected,
             None => header.base_offset <= self.wanted.from,
         };
+        let follows = follows && self.last.is_none_or(|last| header.last_offset() == last);
         (follows && fits(&header, self.position, self.state)).then_some(header)
     }
 }

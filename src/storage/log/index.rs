@@ -12,8 +12,8 @@
 //! Invariants:
 //! - entries ascend strictly, so they can be searched;
 //! - an index only says where to start to look: a wrong one costs time or is noticed, it cannot
-//!   make a reader miss a record, because the scan checks that the batch found there is the named
-//!   one;
+//!   make a reader miss a record, because who uses an entry checks that the batch found there is
+//!   the named one, by its last offset or its largest timestamp;
 //! - both can be rebuilt from the `.log` alone and are then equal to what was written.
 
 use std::collections::VecDeque;
@@ -38,7 +38,20 @@ struct TimeEntry {
     last: u32,
 }
 
+/// Where the index says that a batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Indexed {
+    /// Where it starts in the file.
+    pub(crate) position: u64,
+    /// Its last offset, `None` for the first batch of the segment.
+    pub(crate) last: Option<Offset>,
+}
+
 impl OffsetEntry {
+    fn position(self) -> u64 {
+        u64::from(self.position)
+    }
+
     fn decode(bytes: &[u8; OFFSET_ENTRY_BYTES]) -> Self {
         let [a, b, c, d, e, f, g, h] = *bytes;
         let last = u32::from_be_bytes([a, b, c, d]);
@@ -85,12 +98,11 @@ impl Index {
         self.offsets.len() * size_of::<OffsetEntry>() + self.times.len() * size_of::<TimeEntry>()
     }
 
-    /// Returns a position at or before the batch that holds `offset`.
-    pub(crate) fn position(&self, base: Offset, offset: Offset) -> u64 {
+    /// Returns a batch at or before the one that holds `offset`.
+    pub(crate) fn position(&self, base: Offset, offset: Offset) -> Indexed {
         let relative = offset.records_since(base);
         let after = self.offsets.partition_point(|entry| u64::from(entry.last) <= relative);
-        let entry = after.checked_sub(1).and_then(|found| self.offsets.get(found));
-        entry.map_or(0, |entry| u64::from(entry.position))
+        self.entry_before(base, after)
     }
 
     /// Returns whether the entries alone tell where `offset` is, without the part before them.
@@ -99,25 +111,44 @@ impl Index {
         self.offsets.first().is_some_and(|first| u64::from(first.last) <= relative)
     }
 
-    /// Lists the positions of indexed batches after `position`.
-    pub(crate) fn positions_after(&self, position: u64) -> impl Iterator<Item = u64> {
-        let positions = self.offsets.iter().map(|entry| u64::from(entry.position));
-        positions.skip_while(move |found| *found <= position)
+    /// Lists the indexed batches after `position`, each with its last offset.
+    pub(crate) fn batches_after(
+        &self,
+        base: Offset,
+        position: u64,
+    ) -> impl Iterator<Item = (u64, Offset)> {
+        let after = self.offsets.iter().skip_while(move |entry| entry.position() <= position);
+        after.map(move |entry| (entry.position(), base.saturating_add(u64::from(entry.last))))
     }
 
-    /// Returns the position of the last indexed batch before `position`, that of the first batch if
-    /// there is none.
-    pub(crate) fn position_before(&self, position: u64) -> u64 {
-        let after = self.offsets.partition_point(|entry| u64::from(entry.position) < position);
+    /// Returns the last indexed batch before `position`, the first batch if there is none.
+    pub(crate) fn position_before(&self, base: Offset, position: u64) -> Indexed {
+        let after = self.offsets.partition_point(|entry| entry.position() < position);
+        self.entry_before(base, after)
+    }
+
+    fn entry_before(&self, base: Offset, after: usize) -> Indexed {
         let entry = after.checked_sub(1).and_then(|found| self.offsets.get(found));
-        entry.map_or(0, |entry| u64::from(entry.position))
+        match entry {
+            Some(entry) => Indexed {
+                position: entry.position(),
+                last: Some(base.saturating_add(u64::from(entry.last))),
+            },
+            None => Indexed { position: 0, last: None },
+        }
     }
 
-    /// Returns an offset of this segment below which every record is older than `timestamp`.
-    pub(crate) fn older_below(&self, base: Offset, timestamp: Timestamp) -> Offset {
+    /// Returns the batch up to whose last offset every record of this segment is older than
+    /// `timestamp`, as its last offset and the largest timestamp so far, which is its own.
+    pub(crate) fn older_until(
+        &self,
+        base: Offset,
+        timestamp: Timestamp,
+    ) -> Option<(Offset, Timestamp)> {
         let older = self.times.partition_point(|entry| entry.timestamp < timestamp.as_millis());
-        let entry = older.checked_sub(1).and_then(|found| self.times.get(found));
-        entry.map_or(base, |entry| base.saturating_add(u64::from(entry.last)))
+        let entry = older.checked_sub(1).and_then(|found| self.times.get(found))?;
+        let last = base.saturating_add(u64::from(entry.last));
+        Some((last, Timestamp::from_millis(entry.timestamp)))
     }
 
     /// Encodes the offset index as Kafka's `.index` file.

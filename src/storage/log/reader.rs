@@ -210,12 +210,32 @@ impl LogReader {
         let Some(Entry { segment, state }) = entry else {
             return Ok((from.max(flushed_end.min(end)), end));
         };
-        let (older_below, _) = segment.with_index_of(
-            &state,
-            |_| false,
-            |index| index.older_below(state.base, timestamp),
-        )?;
+        let look = || {
+            let older = |index: &Index| index.older_until(state.base, timestamp);
+            segment.with_index_of(&state, |_| false, older)
+        };
+        let (mut older, origin) = look()?;
+        if let Some(claim) = older
+            && origin == Origin::Files
+            && claim.0 > from
+            && !self.is_true(claim)
+        {
+            segment.reindex(&state)?;
+            let (again, origin) = look()?;
+            // Where the log is damaged, too, nothing says what may be passed over.
+            older = again.filter(|_| origin == Origin::Log);
+        }
+        let older_below = older.map_or(state.base, |(last, _)| last);
         Ok((from.max(older_below).max(state.base), state.next_offset.min(end)))
+    }
+
+    /// Checks that a batch ends with this offset and has this largest timestamp, as an entry of a
+    /// time index says.
+    fn is_true(&self, (last, timestamp): (Offset, Timestamp)) -> bool {
+        let Ok(chunk) = self.read(last, 1) else { return false };
+        let is_named =
+            |batch: &Batch| batch.last_offset() == last && batch.max_timestamp() == timestamp;
+        chunk.batches.first().is_some_and(is_named)
     }
 
     fn find_record(
@@ -263,9 +283,9 @@ impl LogReader {
                 |index| index.position(state.base, wanted.from),
             )
         };
-        let at = |position| Place { position, offset: (position == 0).then_some(state.base) };
-        let (position, mut origin) = look_up()?;
-        let mut start = at(position);
+        let at = |indexed| Place::indexed(indexed, state.base);
+        let (indexed, mut origin) = look_up()?;
+        let mut start = at(indexed);
         loop {
             let found = disk::read_batches(entry, wanted, start).map_err(failed)?;
             let bad = match found.bad {
@@ -280,19 +300,19 @@ impl LogReader {
                     origin = Origin::Log;
                     start = at(look_up()?.0);
                 } else {
-                    let before = |index: &Index| index.position_before(bad.position);
+                    let before = |index: &Index| index.position_before(state.base, bad.position);
                     start = at(segment.with_index_of(state, |_| false, before)?.0);
                 }
                 continue;
             };
-            let behind = |index: &Index| disk::positions_after(index, bad.position);
+            let behind = |index: &Index| disk::batches_after(index, state.base, bad.position);
             let (behind, _) = segment.with_index_of(state, |_| false, behind)?;
             let good = disk::next_good(entry, &behind, bad.position, missing).map_err(failed)?;
             let to = good.map_or(state.next_offset, |(_, offset)| offset);
             self.shared.mark_damaged(missing, to);
             match good {
                 Some((position, offset)) if offset <= wanted.from => {
-                    start = Place { position, offset: Some(offset) };
+                    start = Place::at(position, offset);
                 }
                 _ => {
                     return Err(ReadError::Damaged { from: missing, to: to.min(wanted.log_end) });

@@ -19,7 +19,7 @@ use crate::storage::fs::{Open, read_file, replace_file};
 use crate::storage::log::descriptors::Descriptor;
 use crate::storage::log::index::{Index, IndexBuilder, IndexExtent, IndexedBatch};
 use crate::storage::log::names::{FileKind, SegmentName};
-use crate::storage::log::scan::{ScanError, Scanner};
+use crate::storage::log::scan::{ScanError, Scanned, Scanner};
 use crate::storage::log::state::SegmentState;
 use crate::storage::log::store::{Home, Listed, count};
 use crate::storage::log::{Error, ReadError};
@@ -249,14 +249,26 @@ impl Segment {
         let interval = self.home.store.index_interval_bytes();
         let mut builder = IndexBuilder::new(self.name.base, interval, Timestamp::from_millis(-1));
         let mut scanner = Scanner::new(file.as_ref(), 0, len);
+        let mut next = self.name.base;
         loop {
             match scanner.next() {
-                Ok(Some(scanned)) => builder.push(IndexedBatch {
-                    last_offset: scanned.header.last_offset(),
-                    max_timestamp: scanned.header.max_timestamp,
-                    position: scanned.position,
-                    bytes: u64::try_from(scanned.header.total_bytes()).unwrap_or(u64::MAX),
-                }),
+                // A batch that does not follow the one before has a damaged offset: the checksum
+                // does not cover it. Segments as first written have no gaps, rewritten ones may.
+                Ok(Some(Scanned { header, .. }))
+                    if header.base_offset < next
+                        || (self.name.generation == 0 && header.base_offset > next) =>
+                {
+                    return Ok((builder, false));
+                }
+                Ok(Some(Scanned { header, position })) => {
+                    next = header.next_offset();
+                    builder.push(IndexedBatch {
+                        last_offset: header.last_offset(),
+                        max_timestamp: header.max_timestamp,
+                        position,
+                        bytes: u64::try_from(header.total_bytes()).unwrap_or(u64::MAX),
+                    });
+                }
                 Ok(None) => return Ok((builder, true)),
                 // The reader that gets there finds the damage and reports it.
                 Err(ScanError::Bad(_)) => return Ok((builder, false)),

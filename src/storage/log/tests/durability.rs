@@ -179,6 +179,97 @@ fn a_flipped_bit_is_found_and_never_served() {
     }
 }
 
+/// The same over a segment that has index entries, from every offset: a read that starts in the
+/// middle has no batch before it that says what must follow.
+#[test]
+fn a_flipped_bit_is_never_served_from_any_offset_with_an_index_or_without() {
+    let fs = disk();
+    let mut log = fresh(&fs, &segment_ms());
+    for tag in 0..40 {
+        log.append(batch(tag, &[1, 1], 150), 1).unwrap();
+    }
+    log.append(batch(40, &[50], 10), 1).unwrap();
+    log.publish();
+    let state = checkpoint(&mut log);
+    let all = read_all(&log.reader(), 1 << 20).0;
+    drop(log);
+    let index = directory(0).join(format!("{FIRST}.index"));
+    let index_bytes = file(&fs, &index);
+    assert!(index_bytes.len() >= 8 * 8, "there are entries");
+    let good = file(&fs, &log_path());
+    let each = good.len() / 40;
+    // All of what no checksum covers, and some of the rest.
+    let bytes = (0..good.len()).filter(|at| at % each < 12 || at % 37 == 0);
+    for at in bytes {
+        overwrite(&fs, &log_path(), at, &[good[at] ^ (1 << (at / each % 8))]);
+        for with_index in [true, false] {
+            if !with_index {
+                fs.remove_file(&index).unwrap();
+            }
+            let log = reopen(&fs, &state);
+            let reader = log.reader();
+            let damaged_batch = i64::try_from(at / each * 2).unwrap();
+            let is_epoch = (12..16).contains(&(at % each));
+            for from in [0, damaged_batch - 9, damaged_batch, damaged_batch + 1, 79, 80] {
+                let from = from.clamp(0, 80);
+                let chunk = match reader.read(offset(from), 1) {
+                    Ok(chunk) => chunk,
+                    Err(ReadError::Damaged { from: first, to }) => {
+                        let lost = first.get()..to.get();
+                        assert!(lost.contains(&damaged_batch) && lost.contains(&from), "byte {at}");
+                        continue;
+                    }
+                    Err(error) => panic!("byte {at} from {from}: {error}"),
+                };
+                let first = &chunk.batches[0];
+                let (base, next) = (first.base_offset().get(), first.next_offset().get());
+                assert!((base..next).contains(&from), "byte {at}: {base} to {next} for {from}");
+                assert!(is_epoch || base != damaged_batch, "byte {at} is served");
+                let limit = crate::record::DecompressLimit::new(1 << 20);
+                let records = first.records(limit).unwrap();
+                let record = records.into_iter().next().unwrap().unwrap();
+                let expected = &all[usize::try_from(base).unwrap()];
+                assert_eq!((base, record.value.unwrap()), (expected.0, expected.2.as_slice()));
+            }
+            if !with_index {
+                let file =
+                    fs.open(&index, Open::CreateNew).or_else(|_| fs.open(&index, Open::Write));
+                let file = file.unwrap();
+                file.set_len(0).unwrap();
+                file.write_all_at(&[std::io::IoSlice::new(&index_bytes)], 0).unwrap();
+            }
+        }
+        overwrite(&fs, &log_path(), at, &[good[at]]);
+    }
+}
+
+#[test]
+fn a_damaged_time_index_hides_no_record() {
+    let fs = disk();
+    let mut log = fresh(&fs, &config(&[("segment.ms", "1000000")]));
+    for tag in 0..60 {
+        log.append(batch(tag, &[i64::try_from(tag).unwrap() * 10], 150), 1).unwrap();
+    }
+    log.append(batch(60, &[9_000_000], 10), 1).unwrap();
+    log.publish();
+    let state = checkpoint(&mut log);
+    drop(log);
+    let path = directory(0).join(format!("{FIRST}.timeindex"));
+    let good = file(&fs, &path);
+    assert!(good.len() >= 12 * 8, "there are entries");
+    for at in 0..good.len() {
+        for bit in 0..8 {
+            overwrite(&fs, &path, at, &[good[at] ^ (1 << bit)]);
+            let log = reopen(&fs, &state);
+            for time in [5, 150, 295, 590] {
+                let found = log.reader().find_timestamp(offset(0), Timestamp::from_millis(time));
+                assert_eq!(found.unwrap(), Some(offset((time + 9) / 10)), "{at} {bit} {time}");
+            }
+            overwrite(&fs, &path, at, &[good[at]]);
+        }
+    }
+}
+
 #[test]
 fn only_the_damaged_batch_is_lost_when_its_header_is_good() {
     let fs = disk();
