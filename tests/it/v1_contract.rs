@@ -1,6 +1,8 @@
 //! The native face's contract line by line, where no other file plays it: names, parameters, the
 //! shapes of topics and records, bodies that are no bodies.
 
+use std::path::Path;
+
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -323,5 +325,135 @@ async fn a_long_poll_that_finds_nothing_ends_empty_with_a_cursor() {
     let page = get(&server, &format!("{RECORDS}?wait=50")).await;
     assert_eq!((page.status.as_u16(), &page.json()["records"]), (200, &json!([])));
     assert!(page.json()["next"].is_string());
+    server.stop().await;
+}
+
+/// Sends bytes as they are, ends the sending half, and returns what comes back.
+async fn send_raw(server: &Server, request: &str) -> String {
+    let address = server.url().trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    // A connection that is reset has said all that it says.
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+/// Lists a folder's files and folders, by name.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn names_that_look_like_others_or_like_paths_are_refused() {
+    let server = Server::start().await;
+    put_topic(&server, 1).await;
+    assert_eq!(post(&server, JSON, r#"{"value":1}"#).await.status, 200);
+    let files = names_in(server.path());
+    for name in [
+        "%D1%82",                       // a Cyrillic letter that looks like t
+        "%EF%BD%94",                    // a fullwidth t
+        "t%CC%81",                      // t with a combining accent
+        "t%E2%80%8B",                   // t with a space of no width
+        "%EF%BC%8E%EF%BC%8E%EF%BC%8Fx", // fullwidth dots and slash
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "%2Fetc%2Fpasswd",
+        "..%5c..%5cx",
+        "t%00",
+        "t%0d%0aset-cookie:%20x",
+        "t%20",
+        "t+",
+        "%3Cscript%3E",
+        "t%27%3B--",
+        "%252e%252e",
+        "t%2Frecords",
+        "%ff",
+    ] {
+        let topic = format!("/v1/topics/{name}");
+        let records = format!("{topic}/records");
+        for (method, path, status) in [
+            (Method::GET, &topic, 404),
+            (Method::DELETE, &topic, 404),
+            (Method::GET, &records, 404),
+            (Method::PUT, &topic, 422),
+            (Method::POST, &records, 422),
+        ] {
+            let reply = send(&server, method.clone(), path, "").await;
+            assert_eq!(reply.status, status, "{method} {path}: {}", reply.text());
+            assert_eq!(reply.header("content-type"), Some("application/problem+json"));
+            assert_eq!(reply.header("set-cookie"), None);
+            let code = if status == 404 { "topic_not_found" } else { "invalid_name" };
+            assert_eq!(reply.json()["code"], code, "{method} {path}");
+        }
+    }
+    let topics = get(&server, "/v1/topics").await.json();
+    assert_eq!(topics["topics"].as_array().unwrap().len(), 1, "{topics}");
+    assert_eq!(names_in(server.path()), files, "no name became a path");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_dot_at_the_end_makes_another_topic_whose_files_have_no_name_of_it() {
+    let server = Server::start().await;
+    for name in ["t", "t.", "..."] {
+        let reply = send(&server, Method::PUT, &format!("/v1/topics/{name}"), "").await;
+        assert_eq!(reply.status, 201, "{name}: {}", reply.text());
+        let records = format!("/v1/topics/{name}/records");
+        assert_eq!(send(&server, Method::POST, &records, name).await.status, 200);
+        let read = get(&server, &records).await.json();
+        assert_eq!(read["records"].as_array().unwrap().len(), 1, "{name}");
+        assert_eq!(read["records"][0]["value"], name);
+    }
+    let reply = send(&server, Method::PUT, "/v1/topics/t_", "").await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (422, &json!("invalid_name")));
+    let folders = names_in(&server.path().join("partitions"));
+    assert!(folders.iter().all(|name| uuid::Uuid::try_parse(name).is_ok()), "{folders:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_of_another_length_than_announced_writes_nothing() {
+    let server = Server::start().await;
+    put_topic(&server, 1).await;
+    let v2 = "application/vnd.kafka.json.v2+json";
+    let record = r#"{"value":1}"#;
+    for (path, content_type, body) in [
+        (RECORDS, JSON, record),
+        (RECORDS, "text/plain", "raw"),
+        (RECORDS, NDJSON, record),
+        ("/topics/t", v2, r#"{"records":[{"value":1}]}"#),
+    ] {
+        let post = |length: &str| {
+            format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
+                 content-length: {length}\r\n\r\n{body}"
+            )
+        };
+        // More is announced than comes.
+        let answer = send_raw(&server, &post(&(body.len() + 10).to_string())).await;
+        let is_refusal = answer.is_empty() || answer.starts_with("HTTP/1.1 400");
+        let is_report = content_type == NDJSON && answer.starts_with("HTTP/1.1 200");
+        assert!(is_refusal || is_report, "{path} {content_type}: {answer}");
+        assert!(!answer.contains("offset\""), "{answer}");
+        for length in ["-1", "1x", "99999999999999999999999", "5\r\ncontent-length: 6"] {
+            let answer = send_raw(&server, &post(length)).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{length}: {answer}");
+        }
+    }
+    // Less is announced than comes: what is announced is no JSON, the rest no request.
+    let request = format!(
+        "POST {RECORDS} HTTP/1.1\r\nhost: x\r\ncontent-type: {JSON}\r\n\
+         content-length: 5\r\n\r\n{record}"
+    );
+    let answer = send_raw(&server, &request).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), answer.matches("HTTP/1.1 400").count());
+    let page = get(&server, RECORDS).await.json();
+    assert_eq!(page["records"], json!([]));
     server.stop().await;
 }
