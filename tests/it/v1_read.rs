@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Reply, Server};
 
@@ -358,5 +359,57 @@ async fn headers_count_towards_the_bytes_of_an_answer() {
     });
     assert!(out.is_some_and(|out| out >= 13 * HEADER_BYTES), "{out:?}");
     drop(events);
+    server.stop().await;
+}
+
+/// Makes the cursor of a topic of 10,000 partitions in which much was written: no address has room
+/// for it.
+fn huge_cursor(topic_id: &str) -> String {
+    let id = topic_id.replace('-', "");
+    let id = (0..16).map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap());
+    let mut bytes: Vec<u8> = std::iter::once(1).chain(id).collect();
+    for partition in 0..10_000_u64 {
+        for mut number in [partition, 1 << 34] {
+            while number >= 0x80 {
+                bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+                number >>= 7;
+            }
+            bytes.push(u8::try_from(number).unwrap());
+        }
+    }
+    base64_simd::URL_SAFE_NO_PAD.encode_to_string(bytes)
+}
+
+#[tokio::test]
+async fn the_cursor_of_a_huge_topic_fits_a_header_where_no_address_has_room() {
+    let server = Server::start().await;
+    put_topic(&server, 10_000).await;
+    let topic = Reply::of(server.request(Method::GET, "/v1/topics?prefix=t")).await.json();
+    let cursor = huge_cursor(topic["topics"][0]["topic_id"].as_str().unwrap());
+    assert!(cursor.len() > 90_000);
+    for accept in ["application/json", "application/x-ndjson"] {
+        let request = server.request(Method::GET, &format!("{RECORDS}?limit=1&from=earliest"));
+        let request = request.header("accept", accept).header("last-event-id", &cursor);
+        let reply = Reply::of(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let next = match accept {
+            "application/json" => reply.json()["next"].as_str().unwrap().to_owned(),
+            _ => reply.header("eddyline-next").unwrap().to_owned(),
+        };
+        assert_eq!(next, cursor, "{accept}");
+        assert_eq!(reply.header("eddyline-end"), None, "too long for a head");
+    }
+    let request = server.request(Method::GET, RECORDS).header("accept", "text/event-stream");
+    let answer = request.header("last-event-id", &cursor).send().await.unwrap();
+    assert_eq!(answer.headers()["eddyline-start"], cursor.as_str());
+    drop(answer);
+    // An HTTP library would not even send it.
+    let address = server.url().strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!("GET {RECORDS}?from={cursor} HTTP/1.1\r\nhost: x\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    socket.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 414");
     server.stop().await;
 }

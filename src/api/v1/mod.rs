@@ -104,7 +104,13 @@ fn name_to_write(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
     path = "/v1/topics/{topic}/records",
     operation_id = "readRecords",
     tag = "records",
-    params(("topic" = String, Path, description = "The topic's name"), plan::ReadParameters),
+    params(
+        ("topic" = String, Path, description = "The topic's name"),
+        ("Last-Event-ID" = Option<String>, Header, description = "A cursor, which beats `from`. \
+            Up to 144 KiB fit, those of a topic with 10,000 partitions; a head of more than \
+            160 KiB is answered 431, an address of more than 65,534 bytes 414"),
+        plan::ReadParameters,
+    ),
     responses(
         (status = 200, description = "Records", content(
             (page::Page = "application/json"),
@@ -112,8 +118,10 @@ fn name_to_write(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
             (String = "text/event-stream"),
         ), headers(
             ("Eddyline-Next" = String, description = "NDJSON: the cursor to go on with"),
-            ("Eddyline-End" = String, description = "NDJSON: log end offsets, `0:17,1:5`"),
-            ("Eddyline-Gaps" = String, description = "NDJSON: offsets that are gone, `0:5-9`"),
+            ("Eddyline-End" = String, description = "NDJSON: log end offsets, `0:17,1:5`; absent \
+                when that is longer than 8 KiB"),
+            ("Eddyline-Gaps" = String, description = "NDJSON: offsets that are gone, `0:5-9`; \
+                after 8 KiB it ends in `,...`"),
             ("Eddyline-Start" = String, description = "Events: the cursor of the real start"),
         )),
         (status = 400, description = "A parameter is not acceptable", body = Problem,

@@ -25,6 +25,10 @@ use crate::types::{Offset, PartitionId};
 /// Bytes of records that one filtered read looks at; the client goes on from the cursor.
 const SCAN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// Bytes of a list in an answer's header, apart from the cursor, which is needed whole: clients and
+/// proxies refuse an answer with a large head.
+const HEADER_LIST_BYTES_MAX: usize = 8 * 1024;
+
 /// Room that an answer starts with.
 const BODY_BYTES_START: usize = 16 * 1024;
 
@@ -290,27 +294,39 @@ fn lines_of(found: Found, next: &str) -> Response {
         }
     };
     insert("eddyline-next", next);
-    insert("eddyline-end", &offsets_text(&found.end.end_offsets));
+    // Whoever needs it of so many partitions reads a page, or asks for the topic.
+    if let Some(end) = offsets_text(&found.end.end_offsets) {
+        insert("eddyline-end", &end);
+    }
     if !found.end.gaps.is_empty() {
         insert("eddyline-gaps", &gaps_text(&found.end.gaps));
     }
     response
 }
 
-fn offsets_text(offsets: &[(PartitionId, Offset)]) -> String {
+/// Writes offsets as `0:17,1:5`, `None` when that is too long for a header.
+fn offsets_text(offsets: &[(PartitionId, Offset)]) -> Option<String> {
     let mut text = String::new();
     for (partition, offset) in offsets {
         let comma = if text.is_empty() { "" } else { "," };
         // Writing to a string does not fail.
         let _ = write!(text, "{comma}{partition}:{offset}");
+        if text.len() > HEADER_LIST_BYTES_MAX {
+            return None;
+        }
     }
-    text
+    Some(text)
 }
 
+/// Writes gaps as `0:5-9,2:0-3`; what is too long for a header ends in `,...`.
 fn gaps_text(gaps: &[Gap]) -> String {
     let mut text = String::new();
     for Gap { partition, from, to, .. } in gaps {
         let comma = if text.is_empty() { "" } else { "," };
+        if text.len() > HEADER_LIST_BYTES_MAX {
+            text.push_str(",...");
+            break;
+        }
         let _ = write!(text, "{comma}{partition}:{from}-{to}");
     }
     text
@@ -354,5 +370,19 @@ mod tests {
         assert_eq!(response.headers()["eddyline-gaps"], "1:5-9");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, "{\"offset\":16}\n");
+    }
+
+    #[tokio::test]
+    async fn the_lists_of_very_many_partitions_stay_out_of_the_head() {
+        let mut many = found(b"");
+        let at = |p: u32| (PartitionId::new(p).unwrap(), Offset::new(123_456_789).unwrap());
+        many.end.end_offsets = (0..10_000).map(at).collect();
+        many.end.gaps = vec![many.end.gaps[0]; 10_000];
+        let response = lines_of(many, "AQ");
+        assert_eq!(response.headers()["eddyline-next"], "AQ");
+        assert!(!response.headers().contains_key("eddyline-end"));
+        let gaps = response.headers()["eddyline-gaps"].to_str().unwrap();
+        assert!(gaps.starts_with("1:5-9,1:5-9") && gaps.ends_with("1:5-9,..."), "{gaps}");
+        assert!(gaps.len() < HEADER_LIST_BYTES_MAX + 100);
     }
 }

@@ -33,7 +33,9 @@ pub(super) type Positions = Vec<(PartitionId, Offset)>;
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes the parameters for the document")]
 pub(super) struct ReadParameters {
-    /// `earliest` (the default), `latest` (events' default), a cursor, or an RFC 3339 time.
+    /// `earliest` (the default), `latest` (events' default), a cursor, or an RFC 3339 time. An
+    /// address has at most 65,534 bytes: a longer cursor, of a topic with thousands of partitions,
+    /// goes into the header `Last-Event-ID`.
     from: Option<String>,
     /// Partitions to read, `0,2,5`; all unless given. With `from`.
     #[param(example = "0,2,5")]
@@ -48,7 +50,7 @@ pub(super) struct ReadParameters {
     /// Most bytes of records of the answer; one record always fits.
     #[param(default = 4_194_304, minimum = 1, maximum = 67_108_864)]
     max_bytes: Option<u64>,
-    /// Milliseconds to wait for a record when there is none.
+    /// Milliseconds to wait for a record when there is none. Not with events.
     #[param(default = 0, maximum = 300_000)]
     wait: Option<u64>,
     /// How values are shown: `json`, `text`, `base64` or `meta`.
@@ -138,8 +140,8 @@ pub(super) fn parse(parts: &Parts, streams: bool) -> Result<Parameters, ApiError
     for (name, value) in query(&parts.uri)? {
         given.set(&name, value, streams)?;
     }
-    let header = parts.headers.get("last-event-id").filter(|id| streams && !id.is_empty());
-    if let Some(id) = header {
+    // Also without events: the one place that has room for the cursor of a very large topic.
+    if let Some(id) = parts.headers.get("last-event-id").filter(|id| !id.is_empty()) {
         let id = id.to_str().map_err(|_| {
             ApiError::invalid_request("the header Last-Event-ID is not a cursor of this server")
         })?;
@@ -181,6 +183,10 @@ impl<'a> Given<'a> {
             }
             "limit" => self.limit.replace(number(name, text, 1, READ_RECORDS_MAX)?).is_none(),
             "max_bytes" => self.max_bytes.replace(number(name, text, 1, READ_BYTES_MAX)?).is_none(),
+            "wait" if streams => {
+                let detail = "query parameter 'wait' is for pages; events come when there are any";
+                return Err(ApiError::invalid_request(detail));
+            }
             "wait" => self.wait_ms.replace(number(name, text, 0, READ_WAIT_MS_MAX)?).is_none(),
             "format" => self.format.replace(format(text)?).is_none(),
             "key" => self.filter.key.replace(text.as_bytes().to_vec()).is_none(),
@@ -495,6 +501,8 @@ mod tests {
             assert_eq!(error.code(), Code::InvalidRequest, "{query}");
             assert!(error.detail().contains(named), "{query}: {}", error.detail());
         }
+        let wait = parsed("?wait=1", None, true).unwrap_err();
+        assert!(wait.code() == Code::InvalidRequest && wait.detail().contains("'wait'"));
         let group = parsed("?group=g", None, true).unwrap_err();
         assert!(group.detail().contains("'group'") && group.detail().contains("not available"));
     }
@@ -509,8 +517,9 @@ mod tests {
         let one = parsed("?partition=1&offset=0", Some(&text), true).unwrap();
         assert_eq!(one.from, resumed);
         assert!(parsed("", Some("nonsense"), true).is_err());
-        // A page has no events to resume.
-        assert!(parsed("", Some("nonsense"), false).is_ok());
+        // The header has room for cursors that an address has not.
+        assert_eq!(parsed("?from=latest&partitions=1", Some(&text), false).unwrap().from, resumed);
+        assert!(parsed("", Some("nonsense"), false).is_err());
     }
 
     #[test]
