@@ -64,6 +64,8 @@ fn path_constants(folder: &Path, found: &mut BTreeSet<String>) {
             path_constants(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path).unwrap();
+            // A long one has its value on a line of its own.
+            let text = text.replace(" =\n        \"", " = \"");
             let constants = text.lines().filter_map(|line| {
                 let (name, value) = line.split_once(": &str = \"/")?;
                 name.contains("const ").then(|| format!("/{}", value.trim_end_matches("\";")))
