@@ -1,7 +1,7 @@
 //! Turns by name: whoever creates a topic waits for those that create the same, and for no others.
 //!
-//! Invariant: a name is listed as long as somebody has or awaits its turn, so the list is bounded by
-//! the requests in flight.
+//! Invariant: a name is listed as long as somebody has or awaits its turn, so the list is bounded
+//! by the requests in flight.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! The REST Proxy v2 face: metadata, produce and consumers, as clients of the known proxies expect them.
+//! The REST Proxy v2 face: metadata, produce and consumers, as clients of the known proxies expect
+//! them.
 //!
 //! Shapes, codes and media types are Confluent's; where the known proxies disagree the choice is
 //! written at the code. Errors are the catalogue's, in the two-field form.

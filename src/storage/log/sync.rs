@@ -100,7 +100,8 @@ pub fn dedup(targets: &mut Vec<SyncTarget>) {
 ///
 /// # Errors
 /// [`Error::Full`] when there are no descriptors left: call again with the same targets, before any
-/// later checkpoint is written. [`Error::Io`] for the first sync that fails, [`Error::Poisoned`] when one failed before.
+/// later checkpoint is written. [`Error::Io`] for the first sync that fails, [`Error::Poisoned`]
+/// when one failed before.
 pub fn sync_all(targets: &[SyncTarget]) -> Result<(), Error> {
     for target in targets {
         target.sync_files()?;
