@@ -20,7 +20,10 @@ async fn topic(server: &Server, name: &str) {
     let request = server.request(Method::PUT, &format!("/v1/topics/{name}"));
     let created = Reply::of(request.body(r#"{"partitions":2}"#)).await;
     assert_eq!(created.status, StatusCode::CREATED, "{}", created.text());
-    let record = |(partition, n): (u32, u32)| json!({"partition": partition, "timestamp": n * 1000, "value": n});
+    let record = |(partition, n): (u32, u32)| {
+        let timestamp = n * 1000;
+        json!({"partition": partition, "timestamp": timestamp, "value": n})
+    };
     let records: Vec<Value> =
         (1..=5).map(|n| (0, n)).chain((1..=3).map(|n| (1, n))).map(record).collect();
     let written = post(server, &format!("/v1/topics/{name}/records"), &json!(records)).await;
@@ -203,7 +206,10 @@ async fn what_cannot_be_done_with_a_group_has_its_row() {
         let reply = send(&server, method, path).await;
         assert_problem(&reply, 404, "group_not_found", 40405, path);
     }
-    let one = |topic: &str, partition: i64, offset: i64| json!([{"topic": topic, "partition": partition, "offset": offset}]);
+    let one = |topic: &str, partition: i64, offset: i64| {
+        let offset = json!({"topic": topic, "partition": partition, "offset": offset});
+        json!([offset])
+    };
     let reply = commit(&server, "g", one("missing", 0, 0)).await;
     assert_problem(&reply, 404, "topic_not_found", 40401, "topic");
     let reply = commit(&server, "g", one("a", 2, 0)).await;
