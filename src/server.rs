@@ -181,9 +181,7 @@ impl Server {
         };
         let shards = start_shards(config, common, data_files).await?;
         found(config, &identity, &metadata, (&clock, address)).await?;
-        for shard in shards.values() {
-            shard.group().wait_until_leading().await;
-        }
+        lead_all(&shards).await;
         let broker = Broker::new(BrokerParts {
             node: identity.node,
             metadata: metadata.clone(),
@@ -375,6 +373,13 @@ async fn start_shards(
         shards.insert(shard, Shard::start(parts).await?);
     }
     Ok(shards)
+}
+
+/// Waits until this node leads all its data shards.
+async fn lead_all(shards: &BTreeMap<ShardId, Shard>) {
+    for shard in shards.values() {
+        shard.group().wait_until_leading().await;
+    }
 }
 
 /// Founds the cluster at the first start, and notes a changed address at later ones.
