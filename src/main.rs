@@ -49,7 +49,8 @@ fn configure(args: &ServeArgs) -> Result<Effective, Invalid> {
 fn serve(config: &Config) -> anyhow::Result<()> {
     process::without_huge_pages();
     telemetry::init(&config.log)?;
-    process::runtime()?.block_on(async {
+    let runtime = process::runtime()?;
+    let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|error| anyhow::anyhow!("cannot listen on {}: {error}", config.listen))?;
@@ -58,7 +59,10 @@ fn serve(config: &Config) -> anyhow::Result<()> {
             let _ = process::print(&cli::greeting(address));
         };
         Ok(server::run(config, listener, announce, process::asked_to_stop()?).await?)
-    })
+    });
+    // A thread may wait for a disk that does not answer.
+    runtime.shutdown_background();
+    outcome
 }
 
 fn remote(command: cli::Remote) -> ExitCode {

@@ -51,6 +51,10 @@ use identity::{Identity, Lock};
 /// How long requests and streams may take to end after the server was asked to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the last checkpoints and the log's end may take: a disk that does not answer must not
+/// keep the process. What was acknowledged is in the log, with or without them.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Why a node could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -123,6 +127,7 @@ pub struct Server {
 }
 
 /// Starts a node, says so through `ready`, serves until `shutdown` completes, and stops in order.
+/// A node that is still starting then is dropped as it is, as a crash would leave it.
 ///
 /// # Errors
 /// [`Error`].
@@ -132,7 +137,14 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let server = Server::start(config, listener).await?;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let server = tokio::select! {
+        started = Server::start(config, listener) => started?,
+        () = &mut shutdown => {
+            tracing::warn!("asked to stop while starting");
+            return Ok(());
+        }
+    };
     ready(server.address());
     server.serve(shutdown).await
 }
@@ -161,11 +173,10 @@ impl Server {
         let (identity, lock) = identity::open(config)?;
         let metrics = Metrics::shared();
         let tasks = Tracker::new();
-        let ballast = Arc::new(Ballast::new(Arc::clone(&fs), config.data_dir.join("ballast")));
+        let ballast = no_ballast_yet(config, &fs)?;
         let Disk { wal, store, metadata_files, data_files } =
             Disk::open(config, &identity, &fs, &clock, &metrics)?;
-        let (fail, failed) = watch::channel(None);
-        end_on_poison(&wal, &store, &fail);
+        let (fail, failed) = end_on_poison(&wal, &store);
         let node = MetadataCommon { wal: &wal, ballast: &ballast, fail };
         let (metadata, view) =
             start_metadata(config, &identity, metadata_files, node, &tasks).await?;
@@ -259,16 +270,33 @@ impl Server {
         if let Some(reason) = reason {
             return Err(Error::Failed(reason));
         }
-        for shard in shards.values() {
-            shard.close().await;
+        let closing = close(&shards, &metadata, wal);
+        match tokio::time::timeout(CLOSE_DEADLINE, closing).await {
+            Ok(closed) => closed,
+            Err(_late) => Err(Error::Failed("the disk did not answer in time".to_owned())),
         }
-        metadata.close().await;
-        let closed = tokio::task::spawn_blocking(move || wal.close()).await;
-        match closed {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::Failed(error.to_string())),
-            Err(error) => Err(Error::Failed(error.to_string())),
+    }
+}
+
+/// Ends what writes, in order.
+async fn close(
+    shards: &BTreeMap<ShardId, Shard>,
+    metadata: &MetadataShard,
+    wal: wal::Wal,
+) -> Result<(), Error> {
+    for shard in shards.values() {
+        shard.close().await;
+    }
+    metadata.close().await;
+    let was_full = wal.is_storage_full();
+    match tokio::task::spawn_blocking(move || wal.close()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if was_full => {
+            tracing::warn!(%error, "the log has no mark of a clean stop: the disk is full");
+            Ok(())
         }
+        Ok(Err(error)) => Err(Error::Failed(error.to_string())),
+        Err(error) => Err(Error::Failed(error.to_string())),
     }
 }
 
@@ -296,11 +324,23 @@ fn raft_config(config: &Config) -> raft::Config {
 
 /// Has the node end when its log or its segments fail: what cannot be written must not be served as
 /// if it were.
-fn end_on_poison(wal: &wal::Wal, store: &Store, fail: &watch::Sender<Option<String>>) {
+fn end_on_poison(
+    wal: &wal::Wal,
+    store: &Store,
+) -> (watch::Sender<Option<String>>, watch::Receiver<Option<String>>) {
+    let (fail, failed) = watch::channel(None);
     let on_wal = fail.clone();
     wal.on_poison(move |error| drop(on_wal.send(Some(error.to_string()))));
     let on_store = fail.clone();
     store.on_poison(move |reason| drop(on_store.send(Some(reason.to_owned()))));
+    (fail, failed)
+}
+
+/// Names the ballast, and gives back what an earlier process held: the start may need the room.
+fn no_ballast_yet(config: &Config, fs: &SharedFs) -> Result<Arc<Ballast>, Error> {
+    let ballast = Ballast::new(Arc::clone(fs), config.data_dir.join("ballast"));
+    ballast.reclaim().map_err(|source| io_error(&config.data_dir, source))?;
+    Ok(Arc::new(ballast))
 }
 
 /// What the metadata shard uses of its node.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use crate::broker::Broker;
+use crate::shard::Shard;
 use crate::storage::ballast::Ballast;
 use crate::storage::fs::{SharedFs, Space};
 use crate::types::Timestamp;
@@ -76,7 +77,8 @@ impl Broker {
         };
         let spare = watch.directories.iter().filter_map(spare).min().unwrap_or(u64::MAX);
         let wal = &self.inner.wal;
-        let full = wal.is_storage_full() || wal.is_over_hard_bound() || spare == 0;
+        let unwritten = self.inner.shards.values().any(Shard::has_no_room);
+        let full = wal.is_storage_full() || wal.is_over_hard_bound() || unwritten || spare == 0;
         let was_full = self.inner.storage_full.swap(full, Ordering::AcqRel);
         if full != was_full {
             tracing::warn!(full, "room on the disk changed: produce is refused while it is full");

@@ -13,8 +13,8 @@ use rand::rngs::SmallRng;
 use uuid::Uuid;
 
 use crate::broker::{
-    Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceRecord, ReadError,
-    ReadRequest, Search, Start, Topic, TopicError, Visit,
+    AppendError, Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceError,
+    ProduceRecord, ReadError, ReadRequest, Search, Start, Topic, TopicError, Visit,
 };
 use crate::clock::{ManualClock, SharedClock};
 use crate::metadata::view::{SqliteStore, view_writer};
@@ -25,7 +25,7 @@ use crate::shard::{self, Shard, ShardParts};
 use crate::storage::ballast::Ballast;
 use crate::storage::checkpoint::CheckpointStore;
 use crate::storage::fs::SharedFs;
-use crate::storage::fs::sim::{Fault, NO_DESCRIPTORS, Operation, Repeat, SimFs};
+use crate::storage::fs::sim::{Fault, NO_DESCRIPTORS, NO_SPACE, Operation, Repeat, SimFs};
 use crate::storage::log::{self, Store};
 use crate::storage::wal::{self, Wal};
 use crate::types::{
@@ -424,6 +424,57 @@ async fn a_checkpoint_syncs_what_the_one_before_it_could_not() {
     node.stop().await;
     let node = Node::start(&after, &clock).await;
     assert_eq!(node.shard.damaged_ranges(), []);
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    assert_eq!(read_all(&node.broker, &topic).await, expected);
+    node.stop().await;
+}
+
+/// `statvfs` knows nothing of inodes and quotas: the disk shows room and takes no new file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_takes_no_new_file_refuses_records_and_loses_none() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    let mut acked = 0;
+    let (errno, repeat) = (NO_SPACE, Repeat::Always);
+    for path_contains in ["partitions", "shards"] {
+        let path_contains = path_contains.to_owned();
+        fs.inject(Fault { operation: Operation::Create, after: 0, path_contains, errno, repeat });
+        let refused = async {
+            loop {
+                let value = acked.to_string();
+                let records = [record("k", value)];
+                match node.broker.produce(&anyone(), &topic, &records) {
+                    Ok(outcomes) => {
+                        let outcomes = outcomes.await;
+                        match outcomes.iter().next().unwrap() {
+                            Ok(_) => acked += 1,
+                            Err(error) => break assert_eq!(error, AppendError::StorageFull),
+                        }
+                    }
+                    Err(error) => break assert!(matches!(error, ProduceError::StorageFull)),
+                }
+                // What finds no room is a flush, or a checkpoint.
+                let _ = node.shard.checkpoint().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+        fs.clear_faults();
+        let accepted = async {
+            while node.shard.has_no_room() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let _ = node.shard.checkpoint().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), accepted).await.unwrap();
+        produce(&node.broker, &topic, "k", acked.to_string()).await;
+        acked += 1;
+    }
+    let expected = read_all(&node.broker, &topic).await;
+    assert_eq!(expected.len(), acked);
+    let after = fs.cut();
+    node.stop().await;
+    let node = Node::start(&after, &clock).await;
     let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
     assert_eq!(read_all(&node.broker, &topic).await, expected);
     node.stop().await;

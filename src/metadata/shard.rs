@@ -147,7 +147,9 @@ impl MetadataShard {
     /// Stops the shard: no more entries, a last checkpoint, the thread ends.
     pub async fn close(&self) {
         self.inner.opened.group.shutdown().await;
-        if let Err(error) = self.inner.opened.checkpointer.write(Unchanged::Skip).await {
+        if self.inner.opened.checkpointer.wal.is_storage_full() {
+            tracing::warn!("no last checkpoint of the metadata: the disk is full");
+        } else if let Err(error) = self.inner.opened.checkpointer.write(Unchanged::Skip).await {
             tracing::warn!(%error, "no last checkpoint of the metadata");
         }
         self.inner.thread.join().await;

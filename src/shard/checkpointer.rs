@@ -29,6 +29,8 @@ use crate::types::ReplicaId;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// A quiet shard's changes are checkpointed after this time.
 const AGE_MAX: Duration = Duration::from_secs(60);
+/// A checkpoint that found no room is tried again after this time.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Log written since the last checkpoint that makes the next one due. Bounds a restart's replay,
 /// and how much is synced at a time: the log's own syncs wait behind it in the disk's queue.
 const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -82,16 +84,20 @@ impl Checkpointer {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = tokio::time::Instant::now();
         let mut written = self.wal.appended_bytes();
+        let mut was_full = false;
         while group.status().running {
             let wanted = tokio::select! {
                 _ = look.tick() => false,
                 () = self.wanted.notified() => true,
             };
             let grown = self.wal.appended_bytes().saturating_sub(written) >= LOG_BYTES_MAX;
-            if wanted || grown || self.is_pressed() || last.elapsed() >= AGE_MAX {
+            let is_due = wanted || grown || self.is_pressed() || last.elapsed() >= AGE_MAX;
+            if if was_full { last.elapsed() >= RETRY_AFTER } else { is_due } {
                 written = self.wal.appended_bytes();
                 last = tokio::time::Instant::now();
-                if let Err(error) = self.write().await {
+                let outcome = self.write().await;
+                was_full = outcome.is_err();
+                if let Err(error) = outcome {
                     tracing::error!(shard = %group.shard(), %error, "checkpoint failed");
                     if !error.is_full() {
                         return;
@@ -113,6 +119,8 @@ impl Checkpointer {
         if matches!(&written, Err(error) if error.is_full()) && self.ballast.release() {
             written = self.write_once().await;
         }
+        let is_full = matches!(&written, Err(error) if error.is_full());
+        self.machine.lock().checkpoint_had_room(!is_full);
         if let Err(CheckpointError::File(error)) = &written
             && !error.is_full()
         {

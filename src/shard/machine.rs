@@ -21,7 +21,7 @@ use crate::shard::accumulator::Partition;
 use crate::shard::command::{self, Body, ShardCommand, invalid};
 use crate::shard::error::AppendError;
 use crate::shard::pending::Waiter;
-use crate::shard::proposer::{Proposer, Waiters};
+use crate::shard::proposer::{NoRoom, Proposer, Waiters};
 use crate::shard::runtime::Partitions;
 use crate::storage::checkpoint::{Changes, ShardCheckpoint};
 use crate::storage::log::{self, PartitionLog, Removed, Store, SyncTarget};
@@ -286,22 +286,47 @@ impl Machine {
     ///
     /// # Errors
     /// The storage layer's. When the disk is full the records are still in memory and in the
-    /// write-ahead log: calling again writes them once there is room.
+    /// write-ahead log: calling again writes them once there is room, and no more are accepted
+    /// until all are written.
     pub(crate) fn flush(&mut self, which: Flush) -> Result<(), log::Error> {
+        let flushed = self.flush_each(which);
+        if matches!(&flushed, Err(error) if error.is_full()) {
+            self.proposer.set_no_room(NoRoom::Segments, true);
+        } else if self.unflushed.is_empty() {
+            self.proposer.set_no_room(NoRoom::Segments, false);
+        }
+        flushed
+    }
+
+    /// Writes each partition that is due; one for which there is no room keeps none of the others
+    /// from being written.
+    fn flush_each(&mut self, which: Flush) -> Result<(), log::Error> {
         let due = |log: &PartitionLog| match which {
             Flush::All => true,
             Flush::Large => log.pending_bytes() >= FLUSH_BYTES,
         };
+        let mut outcome = Ok(());
         let ids: Vec<_> = self.unflushed.iter().copied().collect();
         for id in ids {
             let Some(log) = self.logs.get_mut(&id) else { continue };
-            if due(log) {
-                log.flush()?;
-                self.unflushed.remove(&id);
-                self.changed.insert(id);
+            if !due(log) {
+                continue;
+            }
+            match log.flush() {
+                Ok(()) => {
+                    self.unflushed.remove(&id);
+                    self.changed.insert(id);
+                }
+                Err(error) if error.is_full() => outcome = outcome.and(Err(error)),
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        outcome
+    }
+
+    /// Notes whether there was room for the last checkpoint.
+    pub(crate) fn checkpoint_had_room(&self, had_room: bool) {
+        self.proposer.set_no_room(NoRoom::Checkpoint, !had_room);
     }
 
     /// Lists the log starts that retention wants now.

@@ -38,6 +38,18 @@ pub(crate) struct Proposer {
     leads: Arc<AtomicBool>,
     closed: AtomicBool,
     storage_full: Arc<AtomicBool>,
+    /// Whether the last attempt found no room for a segment, or for a checkpoint. The disk may say
+    /// that it has room all the same: inodes, a quota, descriptors.
+    no_room: [AtomicBool; 2],
+}
+
+/// What of a shard found no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// Records cannot be written to their segments, and stay in memory.
+    Segments,
+    /// No checkpoint can be written, and the log cannot be freed.
+    Checkpoint,
 }
 
 /// The waiters of an entry, batch by batch; travels inside the entry as its local part.
@@ -83,7 +95,26 @@ impl Proposer {
             leads,
             closed: AtomicBool::new(false),
             storage_full,
+            no_room: [AtomicBool::new(false), AtomicBool::new(false)],
         })
+    }
+
+    /// Notes whether there is room. While there is none for anything, records are refused: what was
+    /// taken before is all that stays in memory.
+    pub(crate) fn set_no_room(&self, of: NoRoom, is_full: bool) {
+        let [segments, checkpoint] = &self.no_room;
+        let place = match of {
+            NoRoom::Segments => segments,
+            NoRoom::Checkpoint => checkpoint,
+        };
+        if place.swap(is_full, Ordering::AcqRel) != is_full {
+            tracing::warn!(?of, is_full, "room for what was accepted changed");
+        }
+    }
+
+    /// Returns whether something of the shard found no room when it was last written.
+    pub(crate) fn has_no_room(&self) -> bool {
+        self.no_room.iter().any(|place| place.load(Ordering::Acquire))
     }
 
     /// Checks whether records may be queued.
@@ -91,7 +122,7 @@ impl Proposer {
         if self.closed.load(Ordering::Acquire) || !self.leads.load(Ordering::Acquire) {
             return Err(EnqueueError::NotLeader);
         }
-        if self.storage_full.load(Ordering::Acquire) {
+        if self.storage_full.load(Ordering::Acquire) || self.has_no_room() {
             return Err(EnqueueError::StorageFull);
         }
         if self.queued_bytes() >= ACCUMULATOR_BYTES_MAX {

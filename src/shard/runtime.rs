@@ -164,6 +164,11 @@ impl Shard {
         (self.inner.opened.proposer.queued_bytes(), self.inner.opened.proposer.in_flight())
     }
 
+    /// Returns whether something of the shard found no room on the disk when it was last written.
+    pub fn has_no_room(&self) -> bool {
+        self.inner.opened.proposer.has_no_room()
+    }
+
     /// Waits until the accumulators have room.
     pub async fn wait_for_room(&self) {
         self.inner.opened.proposer.wait_for_room().await;
@@ -260,11 +265,14 @@ impl Shard {
         self.inner.opened.checkpointer.write().await.map_err(|error| error.to_string())
     }
 
-    /// Stops the shard: no more entries, a last checkpoint, the thread ends.
+    /// Stops the shard: no more entries, a last checkpoint, the thread ends. Without room for the
+    /// log there is no checkpoint, since it would wait for the log; the next start replays more.
     pub async fn close(&self) {
         self.inner.opened.proposer.close();
         self.inner.opened.group.shutdown().await;
-        if let Err(error) = self.checkpoint().await {
+        if self.inner.opened.checkpointer.wal.is_storage_full() {
+            tracing::warn!(shard = %self.id(), "no last checkpoint: the disk is full");
+        } else if let Err(error) = self.checkpoint().await {
             tracing::warn!(shard = %self.id(), %error, "no last checkpoint");
         }
         self.inner.thread.join().await;

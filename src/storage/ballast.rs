@@ -49,6 +49,14 @@ impl Ballast {
         filled
     }
 
+    /// Gives back the room that an earlier process held: what is needed to start may need it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn reclaim(&self) -> io::Result<()> {
+        self.remove()
+    }
+
     /// Returns whether room is held.
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Acquire)

@@ -55,6 +55,13 @@ impl Inside {
         ended.expect("the server goes on").unwrap()
     }
 
+    /// Asks it to stop, and returns how it ended.
+    pub(crate) async fn asked_to_stop(self) -> Result<(), Error> {
+        let _ = self.stop.send(());
+        let ended = tokio::time::timeout(PATIENCE, self.running).await;
+        ended.expect("the server goes on").unwrap()
+    }
+
     /// Stops it in order.
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(());

@@ -47,11 +47,14 @@ async fn start(dir: &Path) -> Node {
 
 async fn produce(node: &Node, records: usize) {
     let http = client();
-    for _ in 0..records {
+    let mut written = 0;
+    while written < records {
         let request = http.post(records_url(node.url(), "kept"));
         let request = request.header("content-type", "application/octet-stream");
         let response = request.body(vec![b'x'; RECORD_BYTES]).send().await.unwrap();
-        assert_eq!(response.status(), 200);
+        // A log that is full to its bound is freed by a checkpoint soon.
+        assert!(matches!(response.status().as_u16(), 200 | 507), "{}", response.status());
+        written += usize::from(response.status() == 200);
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use eddyline::storage::fs::sim::SimFs;
 use reqwest::Client;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::client::{client, create, records_url};
+use crate::inside::Inside;
 use crate::load::{Load, PARTITIONS, PATIENCE, Target, seeded};
 use crate::node::{Log, Scratch, Setup};
 
@@ -93,4 +95,44 @@ async fn clients_that_are_stuck_do_not_keep_a_node_from_stopping() {
     let records = tokio::time::timeout(Duration::from_secs(60), records).await.unwrap();
     assert_eq!(records.len(), 20, "half a request writes nothing");
     node.stop();
+}
+
+/// Syncs that wait until this is dropped, so that a test that fails ends all the same.
+struct Held(SimFs);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.resume_syncs();
+    }
+}
+
+async fn inside(fs: &SimFs, dir: &Scratch) -> Inside {
+    fs.shared().create_dir_all(dir.path()).unwrap();
+    let settings = ["shards.count=1", "wal.file_bytes=1 MiB"];
+    let server = Inside::start(fs.shared(), dir.path(), &settings).await.unwrap();
+    let url = records_url(server.url(), "t");
+    let response = client().post(url).json(&serde_json::json!({"value": 1})).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_does_not_answer_does_not_keep_a_server_from_ending() {
+    let (fs, dir) = (SimFs::new(), Scratch::new());
+    let server = inside(&fs, &dir).await;
+    fs.hold_syncs();
+    let _held = Held(fs);
+    assert!(server.asked_to_stop().await.is_err(), "it says that it did not end in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_on_a_full_disk_ends_in_order() {
+    let (fs, dir) = (SimFs::new(), Scratch::new());
+    let server = inside(&fs, &dir).await;
+    fs.set_capacity(Some(0));
+    // The room that the log had is used up by what is neither accepted nor refused.
+    let url = records_url(server.url(), "t");
+    let waits = client().post(&url).body(vec![b'x'; 900_000]).timeout(Duration::from_secs(2));
+    while waits.try_clone().unwrap().send().await.is_ok_and(|answer| answer.status() == 200) {}
+    server.asked_to_stop().await.unwrap();
 }

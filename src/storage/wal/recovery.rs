@@ -112,12 +112,13 @@ pub(super) fn recover(
 
     let copied = last.as_ref().filter(|last| last.is_copied() && !replay.lost_all);
     let header = header_after(&listing, &replay, last.as_ref(), copied);
-    let mut rebuild = Rebuild::begin(fs, dir, header, &replay)?;
+    let mut rebuild = Rebuild::begin(fs, dir, header, &replay, listing.unused(config))?;
     if let Some(copied) = copied {
         rebuild.copy(&mut replay, copied)?;
         replay.highest.remove(&copied.sequence);
     }
-    let (current, round) = rebuild.install(config)?;
+    let (current, round, left) = rebuild.install(config)?;
+    listing.forget_taken(config, &left);
     listing.set_gone_aside(header.void_from);
     let spares = tidy(fs, dir, config, &listing)?;
     start_from(fs, &listing, replay, (current, round, spares))
@@ -189,6 +190,24 @@ impl Listing {
         let (gone, live) = std::mem::take(&mut self.live).into_iter().partition(is_gone);
         self.live = live;
         self.void.extend(Vec::into_iter(gone).map(|file: Found| file.path));
+    }
+
+    /// Lists whole files that hold nothing.
+    fn unused(&self, config: &Config) -> Vec<PathBuf> {
+        let unbegun = self.live.iter().filter(|file| file.header.is_none());
+        let unbegun = unbegun.map(|file| (&file.path, file.len));
+        let spares = self.spares.iter().map(|(path, len)| (path, *len));
+        let whole = spares.chain(unbegun).filter(|(_, len)| *len >= config.file_bytes);
+        whole.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// Takes the files out of which the names are gone, being those of [`Listing::unused`] that are
+    /// not left.
+    fn forget_taken(&mut self, config: &Config, left: &[PathBuf]) {
+        let unused = self.unused(config);
+        let is_there = |path: &PathBuf| left.contains(path) || !unused.contains(path);
+        self.spares.retain(|(path, _)| is_there(path));
+        self.live.retain(|file| is_there(&file.path));
     }
 
     /// Takes the files out that a later one has replaced.

@@ -170,3 +170,35 @@ fn a_failed_directory_sync_ends_the_log() {
     }
     assert!(wal.poisoned().is_some());
 }
+
+/// A killed node must start on a full disk, or nothing is ever deleted from it.
+#[test]
+fn a_log_opens_on_a_full_disk_in_a_file_that_was_prepared_for_later() {
+    for entries in [1, 40, 120] {
+        let fs = SimFs::new();
+        let (wal, _) = open(&fs);
+        save_vote(&wal, 1, vote(1)).unwrap();
+        append_range(&wal, 1, 1, 1..entries, 20).unwrap();
+        while !wal.has_next_file() {
+            std::thread::yield_now();
+        }
+        let before = read_all(&wal, 1);
+        let killed = fs.crash();
+        let used = |fs: &SimFs| {
+            let space = fs.space(dir()).unwrap();
+            space.total - space.available
+        };
+        for spare_bytes in [0, 1, 100, 2000] {
+            let full = killed.cut_with_luck(1);
+            let full = if spare_bytes == 0 { killed.cut() } else { full };
+            full.set_capacity(Some(used(&full) + spare_bytes));
+            let (wal, _) = open(&full);
+            assert_eq!(read_all(&wal, 1), before, "{entries} {spare_bytes}");
+            append(&wal, 1, vec![entry(1, entries, b"more")]).unwrap();
+            full.set_capacity(None);
+            wal.close().unwrap();
+            let (wal, _) = open(&full.cut());
+            assert_eq!(read_all(&wal, 1).len(), before.len() + 1);
+        }
+    }
+}
