@@ -331,6 +331,9 @@ async fn open(parts: ShardParts) -> Result<Opened, OpenError> {
         leads,
     })
     .await?;
+    let wanted = Arc::new(Notify::new());
+    let asked = Arc::clone(&wanted);
+    store.on_descriptor_pressure(move || asked.notify_one());
     let checkpointer = Arc::new(Checkpointer {
         machine: Arc::clone(&machine),
         files: Arc::new(Mutex::new(files)),
@@ -339,7 +342,7 @@ async fn open(parts: ShardParts) -> Result<Opened, OpenError> {
         wal,
         replica,
         metrics: metrics.clone(),
-        wanted: Arc::new(Notify::new()),
+        wanted,
         turn: tokio::sync::Mutex::new(()),
     });
     let runtime = group.runtime().clone();

@@ -2,7 +2,9 @@
 //! do.
 //!
 //! Using an open file costs its segment's lock and nothing shared. Opening one beyond the bound
-//! closes another: the longest unused clean one, a dirty one only when there is no other.
+//! closes others: the longest unused clean ones. Dirty ones may exceed it up to twice as many, since
+//! syncing one takes the thread that opens, which is the one that applies: before that a checkpoint
+//! is asked for, which syncs them elsewhere. Only at the second bound the opening thread syncs.
 //!
 //! Invariants:
 //! - a dirty descriptor is synced before it is closed, because the kernel reports a failed
@@ -11,11 +13,12 @@
 //! - a failed sync poisons the store.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::storage::fs::{File, Open};
 use crate::storage::log::Error;
@@ -23,11 +26,28 @@ use crate::storage::log::names::FileKind;
 use crate::storage::log::segment::Segment;
 use crate::storage::log::store::Listed;
 
+/// Dirty descriptors beside the clean ones' bound, as a multiple of it.
+const DIRTY_FACTOR: usize = 2;
+
+/// Files that an open tries to close while there are fewer than the second bound.
+const CLOSE_TRIES: usize = 8;
+
+/// Called when many descriptors wait for a sync.
+type PressureCallback = Box<dyn Fn() + Send + Sync>;
+
 /// The open segment files of a node, least recently opened first (a clock with second chances).
-#[derive(Debug)]
 pub(super) struct Descriptors {
     open_max: usize,
     open: Mutex<VecDeque<Listed<Segment>>>,
+    callbacks: RwLock<Vec<PressureCallback>>,
+    /// Whether the callbacks were called since there were last few.
+    is_told: AtomicBool,
+}
+
+impl fmt::Debug for Descriptors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Descriptors").field("open_max", &self.open_max).finish_non_exhaustive()
+    }
 }
 
 /// A segment's descriptor.
@@ -58,35 +78,55 @@ enum Close {
 
 impl Descriptors {
     pub(super) fn new(open_max: usize) -> Self {
-        Self { open_max: open_max.max(1), open: Mutex::default() }
+        Self {
+            open_max: open_max.max(1),
+            open: Mutex::default(),
+            callbacks: RwLock::default(),
+            is_told: AtomicBool::new(false),
+        }
     }
 
-    /// Lists a segment whose file was just opened and closes others beyond the bound.
+    /// Has `callback` called when descriptors that wait for a sync become many.
+    pub(super) fn on_pressure(&self, callback: impl Fn() + Send + Sync + 'static) {
+        self.callbacks.write().push(Box::new(callback));
+    }
+
+    /// Lists a segment whose file was just opened and closes others beyond the bounds.
     fn opened(&self, segment: &Arc<Segment>) {
-        let mut candidates = {
-            let mut open = self.open.lock();
-            open.push_back(Arc::downgrade(segment));
-            if open.len() <= self.open_max { 0 } else { open.len() * 3 }
-        };
+        self.open.lock().push_back(Arc::downgrade(segment));
+        self.close_beyond(self.open_max, (CLOSE_TRIES, 0));
+        let (open, dirty_max) =
+            (self.open.lock().len(), self.open_max.saturating_mul(DIRTY_FACTOR));
+        if open <= self.open_max {
+            self.is_told.store(false, Ordering::Relaxed);
+        }
+        let is_many = open > self.open_max.saturating_add(self.open_max / 2);
+        if open > dirty_max || (is_many && !self.is_told.swap(true, Ordering::Relaxed)) {
+            self.callbacks.read().iter().for_each(|callback| callback());
+        }
         // Three rounds over the list: take back second chances, close what is clean, then dirty.
-        let dirty_from = candidates / 3;
-        while candidates > 0 {
-            candidates -= 1;
-            let Some(listed) = self.pop_excess() else {
+        self.close_beyond(dirty_max, (open * 3, open));
+    }
+
+    /// Tries to close files while more than `bound` are open, in the last `dirty` of all tries also
+    /// dirty ones.
+    fn close_beyond(&self, bound: usize, (tries, dirty): (usize, usize)) {
+        for left in (0..tries).rev() {
+            let Some(listed) = self.pop_beyond(bound) else {
                 return;
             };
             let Some(found) = listed.upgrade() else {
                 continue;
             };
-            if matches!(found.close(candidates < dirty_from), Close::Busy) {
+            if matches!(found.close(left < dirty), Close::Busy) {
                 self.open.lock().push_back(listed);
             }
         }
     }
 
-    fn pop_excess(&self) -> Option<Listed<Segment>> {
+    fn pop_beyond(&self, bound: usize) -> Option<Listed<Segment>> {
         let mut open = self.open.lock();
-        if open.len() > self.open_max { open.pop_front() } else { None }
+        if open.len() > bound { open.pop_front() } else { None }
     }
 }
 

@@ -18,13 +18,11 @@
 
 use std::collections::VecDeque;
 
+use crate::storage::log::Config;
 use crate::types::{Offset, Timestamp};
 
 const OFFSET_ENTRY_BYTES: usize = 8;
 const TIME_ENTRY_BYTES: usize = 12;
-
-/// Kafka's `segment.index.bytes`: a segment with a larger index is sealed.
-const INDEX_BYTES_MAX: usize = 10 * 1024 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct OffsetEntry {
@@ -85,6 +83,8 @@ pub(crate) struct IndexBuilder {
     base: Offset,
     index: Index,
     interval_bytes: u64,
+    /// Bytes of each index that may be reached.
+    bytes_max: usize,
     since_entry_bytes: u64,
     /// Largest timestamp so far, that of a part that is not indexed included; -1 for none.
     max_timestamp: i64,
@@ -223,11 +223,12 @@ pub(crate) struct IndexExtent {
 
 impl IndexBuilder {
     /// Starts the index of a segment, or of the rest of one whose first part has `max_timestamp`.
-    pub(crate) fn new(base: Offset, interval_bytes: u32, max_timestamp: Timestamp) -> Self {
+    pub(crate) fn new(base: Offset, config: &Config, max_timestamp: Timestamp) -> Self {
         Self {
             base,
             index: Index::default(),
-            interval_bytes: u64::from(interval_bytes),
+            interval_bytes: u64::from(config.index_interval_bytes),
+            bytes_max: config.index_bytes_max,
             since_entry_bytes: 0,
             max_timestamp: max_timestamp.as_millis(),
             largest: None,
@@ -267,8 +268,8 @@ impl IndexBuilder {
 
     /// Returns whether the segment has to be sealed because its index may grow no further.
     pub(crate) fn is_full(&self) -> bool {
-        self.index.offsets.len() >= INDEX_BYTES_MAX / OFFSET_ENTRY_BYTES
-            || self.index.times.len() >= INDEX_BYTES_MAX / TIME_ENTRY_BYTES
+        self.index.offsets.len() >= self.bytes_max / OFFSET_ENTRY_BYTES
+            || self.index.times.len() >= self.bytes_max / TIME_ENTRY_BYTES
     }
 
     /// Ends the index of a segment that is sealed.

@@ -21,7 +21,7 @@ use crate::storage::log::index::{Index, IndexBuilder, IndexExtent, IndexedBatch}
 use crate::storage::log::names::{FileKind, SegmentName};
 use crate::storage::log::scan::{ScanError, Scanned, Scanner};
 use crate::storage::log::state::SegmentState;
-use crate::storage::log::store::{Home, Listed, count};
+use crate::storage::log::store::{Home, INDEX_BYTES_MAX, Listed, count};
 use crate::storage::log::{Error, ReadError};
 use crate::types::Timestamp;
 
@@ -29,7 +29,7 @@ use crate::types::Timestamp;
 const INDEX_CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// Larger index files are not read: Kafka's bound on each.
-const INDEX_FILE_BYTES_MAX: u64 = 10 * 1024 * 1024 + 64;
+const INDEX_FILE_BYTES_MAX: u64 = INDEX_BYTES_MAX as u64 + 64;
 
 /// A segment of a partition.
 #[derive(Debug)]
@@ -94,8 +94,7 @@ impl Segment {
         unindexed_bytes: u64,
         max_timestamp: Timestamp,
     ) -> Arc<Self> {
-        let interval = home.store.index_interval_bytes();
-        let builder = IndexBuilder::new(name.base, interval, max_timestamp);
+        let builder = IndexBuilder::new(name.base, home.store.config(), max_timestamp);
         let growing = Box::new(Growing { builder, unindexed_bytes });
         Self::with_index(home, name, IndexSlot::Growing(growing))
     }
@@ -246,8 +245,8 @@ impl Segment {
         let failed =
             |source| ReadError::Io { action: "read", path: self.path(FileKind::Log), source };
         let file = self.file().map_err(failed)?;
-        let interval = self.home.store.index_interval_bytes();
-        let mut builder = IndexBuilder::new(self.name.base, interval, Timestamp::from_millis(-1));
+        let (base, none) = (self.name.base, Timestamp::from_millis(-1));
+        let mut builder = IndexBuilder::new(base, self.home.store.config(), none);
         let mut scanner = Scanner::new(file.as_ref(), 0, len);
         let mut next = self.name.base;
         loop {

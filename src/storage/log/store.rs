@@ -16,22 +16,33 @@ use crate::storage::log::cache::TailCache;
 use crate::storage::log::descriptors::Descriptors;
 use crate::storage::log::segment::IndexCache;
 
+/// Kafka's default for the size of an index, and the most that is read of one.
+pub(super) const INDEX_BYTES_MAX: usize = 10 * 1024 * 1024;
+
 /// What an operator may choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Bytes of recent batches kept in memory over all partitions. What is not yet in a file stays
     /// in memory beyond that.
     pub tail_cache_bytes: usize,
-    /// Segment files held open. The files being written or read may exceed it for that time.
+    /// Segment files held open; twice as many while they wait for a checkpoint to sync them. The
+    /// files being written or read may exceed it for that time.
     pub open_files: usize,
     /// Bytes of batches between two entries of a segment's indexes (Kafka's
     /// `index.interval.bytes`).
     pub index_interval_bytes: u32,
+    /// Bytes at which an index has its segment sealed (Kafka's `segment.index.bytes`).
+    pub index_bytes_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { tail_cache_bytes: 64 * 1024 * 1024, open_files: 512, index_interval_bytes: 4096 }
+        Self {
+            tail_cache_bytes: 64 * 1024 * 1024,
+            open_files: 512,
+            index_interval_bytes: 4096,
+            index_bytes_max: INDEX_BYTES_MAX,
+        }
     }
 }
 
@@ -161,6 +172,12 @@ impl Store {
         }
     }
 
+    /// Has `callback` called when so many open files wait for a sync that the next ones would have
+    /// to be synced where they are opened: a checkpoint helps. It must not block.
+    pub fn on_descriptor_pressure(&self, callback: impl Fn() + Send + Sync + 'static) {
+        self.descriptors.on_pressure(callback);
+    }
+
     /// Returns what was counted so far.
     pub fn counters(&self) -> Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -185,8 +202,8 @@ impl Store {
         &self.directory
     }
 
-    pub(super) fn index_interval_bytes(&self) -> u32 {
-        self.config.index_interval_bytes
+    pub(super) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Does something to the disk and counts how long it took.

@@ -338,8 +338,8 @@ fn a_dirty_file_is_synced_before_its_descriptor_is_closed() {
             fill(log, tag..tag + 1, 100);
         }
     }
-    assert_eq!(store.counters().files_open, 1);
-    assert!(fs.counters().syncs >= 4, "evictions sync");
+    assert_eq!(store.counters().files_open, 2, "twice as many as it should keep, being dirty");
+    assert!(fs.counters().syncs >= 3, "evictions sync");
     let (targets, states): (Vec<_>, Vec<_>) =
         logs.iter_mut().map(|log| (log.sync_targets(), log.state())).unzip();
     sync_all(&targets.concat()).unwrap();
@@ -361,8 +361,10 @@ fn a_sync_that_fails_at_an_eviction_poisons_the_store() {
     let store = store_with(fs.shared(), one);
     let mut first = PartitionLog::create(&store, partition(0), &TopicConfig::default());
     let mut second = PartitionLog::create(&store, partition(1), &TopicConfig::default());
+    let mut third = PartitionLog::create(&store, partition(2), &TopicConfig::default());
     fill(&mut first, 0..1, 10);
-    let targets = first.sync_targets();
+    fill(&mut third, 0..1, 10);
+    let targets = [first.sync_targets(), third.sync_targets()].concat();
     fs.fail_nth(Operation::Sync, 0, IO_FAILED);
     let _ = second.append(batch(0, &[1], 10), 1).map(|_| second.flush());
     assert!(store.poisoned().is_some());
@@ -419,6 +421,41 @@ fn a_full_disk_at_any_step_of_a_flush_can_be_retried() {
             fs.set_capacity(None);
         });
         assert_eq!(files, expected);
+    }
+}
+
+#[test]
+fn a_flush_syncs_nothing_while_a_checkpoint_can_still_do_it() {
+    let fs = disk();
+    let few = Config { open_files: 8, tail_cache_bytes: 0, ..Config::default() };
+    let store = store_with(fs.shared(), few);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    store.on_descriptor_pressure(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    });
+    let mut logs: Vec<_> = (0..16)
+        .map(|number| PartitionLog::create(&store, partition(number), &TopicConfig::default()))
+        .collect();
+    let this = std::thread::current().name().unwrap().to_owned();
+    for round in 1..5 {
+        for tag in 0..3 {
+            logs.iter_mut().for_each(|log| fill(log, tag..tag + 1, 100));
+        }
+        assert!(store.counters().files_open <= 16);
+        assert_eq!(fs.performed_by(&this, Operation::Sync), 0, "round {round}");
+        assert!(asked.load(Ordering::SeqCst) > 0, "a checkpoint is asked for");
+        let targets: Vec<_> = logs.iter_mut().flat_map(PartitionLog::sync_targets).collect();
+        std::thread::spawn(move || sync_all(&targets)).join().unwrap().unwrap();
+        // What is clean gives way, a few at a time.
+        for number in 0..16 {
+            let path = partition(100 + number);
+            let mut log = PartitionLog::create(&store, path, &TopicConfig::default());
+            fill(&mut log, 0..1, 100);
+            let targets = log.sync_targets();
+            std::thread::spawn(move || sync_all(&targets)).join().unwrap().unwrap();
+        }
+        assert!(store.counters().files_open <= 9, "{}", store.counters().files_open);
     }
 }
 

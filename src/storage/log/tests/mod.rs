@@ -42,8 +42,12 @@ pub(super) fn store(fs: &SimFs) -> Arc<Store> {
 }
 
 /// Keeps nothing in memory that is in a file, so that reads go to the disk.
-pub(super) const NO_CACHE: Config =
-    Config { tail_cache_bytes: 0, open_files: 4, index_interval_bytes: 512 };
+pub(super) const NO_CACHE: Config = Config {
+    tail_cache_bytes: 0,
+    open_files: 4,
+    index_interval_bytes: 512,
+    index_bytes_max: 10 << 20,
+};
 
 pub(super) fn partition(number: u32) -> TopicPartition {
     let topic = TopicId::from_bytes([7; 16]);

@@ -68,7 +68,12 @@ fn topic() -> TopicConfig {
 }
 
 fn tight(fs: &SimFs) -> Arc<Store> {
-    let config = Config { tail_cache_bytes: 30_000, open_files: 2, index_interval_bytes: 1024 };
+    let config = Config {
+        tail_cache_bytes: 30_000,
+        open_files: 2,
+        index_interval_bytes: 1024,
+        ..Config::default()
+    };
     store_with(fs.shared(), config)
 }
 

@@ -7,6 +7,7 @@ use std::thread::{self, Thread};
 
 use super::*;
 use crate::storage::fs::RealFs;
+use crate::storage::log::Error;
 use crate::storage::log::view::Shared;
 
 #[test]
@@ -49,6 +50,53 @@ fn every_offset_is_found_at_once_wherever_it_is() {
         assert_eq!(chunk.batches[0].base_offset().get(), raw / 3 * 3);
         assert_eq!(fs.counters().reads, reads + 1, "one read answers a read");
     }
+}
+
+#[test]
+fn a_full_index_has_its_segment_sealed_and_everything_is_found_again() {
+    let fs = SimFs::new();
+    // One entry a batch: 10 of 8 bytes, or 6 of 12 where the times ascend.
+    let small = Config { index_interval_bytes: 0, index_bytes_max: 80, ..NO_CACHE };
+    for (ascend, entries) in [(0, 10), (1, 6)] {
+        let number = u32::try_from(entries).unwrap();
+        let store = store_with(fs.shared(), small);
+        let mut log = PartitionLog::create(&store, partition(number), &TopicConfig::default());
+        for tag in 0..60 {
+            let time = 1 + ascend * i64::try_from(tag).unwrap();
+            log.append(batch(tag, &[time], 30), 1).unwrap();
+        }
+        log.publish();
+        let state = checkpoint(&mut log);
+        // The first batch of a segment has no entry of its own.
+        let per_segment = entries + 1;
+        assert_eq!(state.segments.len(), 60_usize.div_ceil(per_segment), "{ascend}");
+        assert!(state.segments.iter().rev().skip(1).all(|segment| segment.sealed));
+        let all = read_all(&log.reader(), 1000).0;
+        assert_eq!(all.len(), 60);
+        let topic = TopicConfig::default();
+        let log = PartitionLog::open(&store, partition(number), &topic, &state).unwrap();
+        assert_eq!(read_all(&log.reader(), 1), (all, vec![]));
+    }
+}
+
+#[test]
+fn a_log_whose_offsets_are_used_up_takes_no_more() {
+    let store = store(&SimFs::new());
+    let end = offset(i64::MAX - 3);
+    let state = PartitionState { log_start: end, end, ..PartitionState::default() };
+    let topic = TopicConfig::default();
+    let mut log = PartitionLog::open(&store, partition(0), &topic, &state).unwrap();
+    log.append(batch(0, &[1], 10), 1).unwrap();
+    for _ in 0..2 {
+        let refused = log.append(batch(1, &[1, 1], 10), 1);
+        assert!(matches!(refused, Err(Error::OffsetsExhausted(id)) if id == partition(0)));
+    }
+    log.append(batch(2, &[1], 10), 1).unwrap();
+    log.publish();
+    log.flush().unwrap();
+    assert_eq!(log.end(), offset(i64::MAX - 1));
+    let chunk = log.reader().read(end, 1 << 20).unwrap();
+    assert_eq!(chunk.batches.len(), 2, "what was refused is not there");
 }
 
 #[test]
@@ -199,7 +247,7 @@ fn registering_first_and_then_looking_misses_nothing() {
 #[test]
 fn readers_beside_the_writer_see_every_record_once_in_order() {
     let directory = tempfile::tempdir().unwrap();
-    let tight = Config { tail_cache_bytes: 0, open_files: 1, index_interval_bytes: 512 };
+    let tight = Config { open_files: 1, ..NO_CACHE };
     let clock = ManualClock::at(Timestamp::from_millis(0));
     let store = Store::new(RealFs::shared(), directory.path().join("p"), tight, clock);
     let mut logs: Vec<_> = (0..2)
