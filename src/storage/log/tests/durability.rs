@@ -257,15 +257,15 @@ fn a_damaged_time_index_hides_no_record() {
     let path = directory(0).join(format!("{FIRST}.timeindex"));
     let good = file(&fs, &path);
     assert!(good.len() >= 12 * 8, "there are entries");
-    for at in 0..good.len() {
+    for (at, byte) in good.iter().enumerate() {
         for bit in 0..8 {
-            overwrite(&fs, &path, at, &[good[at] ^ (1 << bit)]);
+            overwrite(&fs, &path, at, &[byte ^ (1 << bit)]);
             let log = reopen(&fs, &state);
             for time in [5, 150, 295, 590] {
                 let found = log.reader().find_timestamp(offset(0), Timestamp::from_millis(time));
                 assert_eq!(found.unwrap(), Some(offset((time + 9) / 10)), "{at} {bit} {time}");
             }
-            overwrite(&fs, &path, at, &[good[at]]);
+            overwrite(&fs, &path, at, &[*byte]);
         }
     }
 }
