@@ -22,8 +22,8 @@ use crate::api::error::{ApiError, Caller};
 use crate::api::http::{Endpoint, Verb};
 use crate::api::{State, router, v1, v2};
 
-/// Bytes of a request's head, each field counted with [`FIELD_BYTES`] beside its name and value. The
-/// cursor of a topic with 10,000 partitions takes up to 144 KiB and has to fit.
+/// Bytes of a request's head, each field counted with [`FIELD_BYTES`] beside its name and value.
+/// The cursor of a topic with 10,000 partitions takes up to 144 KiB and has to fit.
 pub const HEAD_BYTES_MAX: u32 = 160 * 1024;
 
 /// What a field of a head takes in memory (RFC 9113, 6.5.2).

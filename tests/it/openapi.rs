@@ -75,6 +75,47 @@ fn path_constants(folder: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
+/// Returns an operation by its id.
+fn operation(document: &Value, id: &str) -> Value {
+    let items = document["paths"].as_object().unwrap().values();
+    let mut operations = items.flat_map(|item| item.as_object().unwrap().values());
+    operations.find(|operation| operation["operationId"] == id).unwrap().clone()
+}
+
+#[test]
+fn operations_tell_the_statuses_and_headers_that_their_callers_meet() {
+    let document = document();
+    for (id, statuses) in [
+        ("produceRecords", "200 202 207 400 404 406 408 413 415 422 500 503 504 507"),
+        ("readRecords", "200 400 404 406 410 416 500 503"),
+        ("putTopic", "200 201 400 406 408 409 413 415 422 500 503 504 507"),
+        ("getTopic", "200 400 404 406 500"),
+        ("deleteTopic", "204 400 404 500 503 504"),
+        ("listTopics", "200 400 406 500"),
+        ("v2Produce", "200 207 4XX 5XX"),
+        ("v2Topics", "200 406 500"),
+        ("v2Topic", "200 404 406 500"),
+        ("v2Brokers", "200 406 500"),
+        ("v2Offsets", "200 404 406 500"),
+    ] {
+        let operation = operation(&document, id);
+        let described = operation["responses"].as_object().unwrap();
+        for status in statuses.split(' ') {
+            assert!(described.contains_key(status), "{id} does not tell of {status}");
+        }
+    }
+    let headers = |id: &str| {
+        let operation = operation(&document, id);
+        let parameters = operation["parameters"].as_array().unwrap().clone();
+        let headers = parameters.into_iter().filter(|parameter| parameter["in"] == "header");
+        headers.map(|header| header["name"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(headers("produceRecords"), of(&["Eddyline-Header", "X-Request-Id"]));
+    assert_eq!(headers("readRecords"), of(&["Last-Event-ID", "X-Request-Id"]));
+    assert_eq!(headers("v2Produce"), of(&["X-Request-Id", "prefer"]));
+}
+
 #[test]
 fn every_path_of_the_router_is_described() {
     let mut constants = BTreeSet::new();

@@ -98,7 +98,12 @@ pub(super) enum Acks {
     path = "/v1/topics/{topic}/records",
     operation_id = "produceRecords",
     tag = "records",
-    params(("topic" = String, Path, description = "The topic's name"), ProduceParameters),
+    params(
+        ("topic" = String, Path, description = "The topic's name"),
+        ("Eddyline-Header" = Option<String>, Header, description = "Raw records: a header of the \
+            record, `name=value`; repeatable"),
+        ProduceParameters,
+    ),
     request_body(content(
         (RecordIn = "application/json"),
         (String = "application/x-ndjson"),
