@@ -28,9 +28,12 @@ use crate::storage::fs::SharedFs;
 use crate::storage::fs::sim::{Fault, NO_DESCRIPTORS, NO_SPACE, Operation, Repeat, SimFs};
 use crate::storage::log::{self, Store};
 use crate::storage::wal::{self, Wal};
+use crate::tasks::Tracker;
 use crate::types::{
     ClusterId, NodeId, Offset, PartitionId, Principal, ReplicaId, ShardId, Timestamp, TopicName,
 };
+
+mod groups;
 
 const NODE: NodeId = NodeId::new(1);
 const DATA_SHARD: ShardId = ShardId::new(1);
@@ -43,6 +46,7 @@ struct Node {
     metadata: MetadataShard,
     shard: Shard,
     wal: Wal,
+    tasks: Tracker,
 }
 
 fn members(replica: u64) -> raft::Members {
@@ -111,17 +115,21 @@ impl Node {
             config: Config::default(),
         });
         broker.finish_topic_changes().await.unwrap();
-        Self { broker, metadata, shard, wal }
+        let tasks = Tracker::new();
+        tasks.spawn(broker.clone().run_groups());
+        Self { broker, metadata, shard, wal, tasks }
     }
 
     /// Ends the threads of a node whose disk is gone; what that returns says nothing.
     async fn abandon(self) {
+        let _aborted = self.tasks.shutdown(Duration::ZERO).await;
         self.shard.close().await;
         self.metadata.close().await;
         drop(self.wal.close());
     }
 
     async fn stop(self) {
+        let _aborted = self.tasks.shutdown(Duration::ZERO).await;
         self.shard.close().await;
         self.metadata.close().await;
         self.wal.close().unwrap();

@@ -1,0 +1,386 @@
+//! Consumer groups on a whole node below the HTTP faces.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::broker::groups::GroupError;
+use crate::broker::tests::{Node, clock, produce};
+use crate::broker::{
+    AssignedPartition, Broker, CommitAs, CreateTopic, Fenced, GroupStatus, JoinGroup, Member,
+    MemberKind, MemberView, OffsetCommit, OffsetReset, ResetMode, ResetOffsets, ResetTo,
+    Revocation, Subscription, Topic,
+};
+use crate::clock::ManualClock;
+use crate::storage::fs::sim::SimFs;
+use crate::types::limits::{OFFSET_METADATA_BYTES_MAX, SUBSCRIPTION_TOPICS_MAX};
+use crate::types::{Epoch, Offset, Principal, TopicName};
+
+fn me() -> Principal {
+    Principal::anonymous()
+}
+
+async fn topic(broker: &Broker, name: &str, partitions: u32) -> Arc<Topic> {
+    let create = CreateTopic { partitions: Some(partitions), ..CreateTopic::default() };
+    broker.create_topic(&me(), name, create).await.unwrap().1
+}
+
+fn topics(names: &[&str]) -> Subscription {
+    Subscription::Topics(names.iter().map(|name| TopicName::parse(name).unwrap()).collect())
+}
+
+fn to_join(group: &str, subscription: Subscription) -> JoinGroup {
+    JoinGroup {
+        group: group.to_owned(),
+        instance_id: None,
+        kind: MemberKind::Sse,
+        client: "test".to_owned(),
+        subscription,
+        assignor: None,
+        session_timeout: None,
+        rebalance_timeout: None,
+        offset_reset: OffsetReset::Earliest,
+        revocation: Revocation::Automatic,
+    }
+}
+
+async fn join(broker: &Broker, group: &str, subscription: Subscription) -> Member {
+    broker.join_group(&me(), to_join(group, subscription)).await.unwrap()
+}
+
+async fn join_static(broker: &Broker, group: &str, instance: &str) -> Member {
+    let instance_id = Some(instance.to_owned());
+    let join = JoinGroup { instance_id, ..to_join(group, topics(&["t"])) };
+    broker.join_group(&me(), join).await.unwrap()
+}
+
+/// Waits until a member's view is as it should be.
+async fn until(member: &Member, is_so: impl Fn(&MemberView) -> bool) -> Arc<MemberView> {
+    let mut views = member.watch();
+    let view = views.wait_for(|view| is_so(view));
+    let view = tokio::time::timeout(Duration::from_secs(20), view).await;
+    Arc::clone(&view.unwrap_or_else(|_| panic!("still {:?}", member.state())).unwrap())
+}
+
+/// Waits until the server is as it should be.
+async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    for _ in 0..4_000 {
+        if is_so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
+fn numbers(view: &MemberView) -> BTreeSet<u32> {
+    view.assigned.iter().map(|assigned| assigned.partition.get()).collect()
+}
+
+fn commit(partition: u32, offset: i64) -> OffsetCommit {
+    let (topic, metadata) = ("t".to_owned(), String::new());
+    OffsetCommit { topic, partition, offset: Offset::new(offset).unwrap(), metadata }
+}
+
+async fn committed(broker: &Broker, group: &str) -> Vec<(u32, i64)> {
+    let offsets = broker.group_offsets(&me(), group).await.unwrap();
+    offsets.iter().map(|of| (of.partition.get(), of.offset.get())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_share_partitions_and_hand_them_over() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 6).await;
+    let first = join(&node.broker, "g", topics(&["t"])).await;
+    assert_eq!(numbers(&first.state()), (0..6).collect(), "the first poll has partitions");
+    let second = join(&node.broker, "g", topics(&["t"])).await;
+    assert_eq!(numbers(&second.state()).len(), 3, "and so has the second member's");
+    let view = until(&first, |view| view.assigned.len() == 3 && view.revoking.is_empty()).await;
+    assert!(numbers(&view).is_disjoint(&numbers(&second.state())));
+    let group = node.broker.group(&me(), "g").await.unwrap();
+    assert_eq!(
+        (group.status, group.epoch, group.members.len()),
+        (GroupStatus::Stable, Epoch::new(2), 2)
+    );
+    assert!(group.rebalances.iter().all(|rebalance| rebalance.took_ms.is_some()));
+    drop(second);
+    let view = until(&first, |view| view.assigned.len() == 6).await;
+    assert_eq!(view.epoch, Epoch::new(3));
+    first.leave().await.unwrap();
+    assert_eq!(first.state().fenced, Some(Fenced::Left));
+    let group = node.broker.group(&me(), "g").await.unwrap();
+    assert_eq!(group.status, GroupStatus::Empty, "a group stays when its last member has gone");
+    node.stop().await;
+}
+
+/// Cuts the power under a node with a static and a dynamic member and with commits.
+async fn cut(clock: &Arc<ManualClock>) -> (SimFs, Epoch) {
+    let disk = SimFs::new();
+    let node = Node::start(&disk, clock).await;
+    topic(&node.broker, "t", 4).await;
+    let fixed = join_static(&node.broker, "g", "i").await;
+    let free = join(&node.broker, "g", topics(&["t"])).await;
+    let view = until(&fixed, |view| view.assigned.len() == 2 && view.revoking.is_empty()).await;
+    let commits = view.assigned.iter().map(|of| commit(of.partition.get(), 7)).collect();
+    fixed.commit(commits).await.unwrap();
+    let after = disk.cut();
+    drop((fixed, free));
+    let epoch = view.epoch;
+    node.abandon().await;
+    (after, epoch)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_and_commits_are_there_after_a_power_cut() {
+    let clock = clock();
+    let (disk, epoch) = cut(&clock).await;
+    // Time that passes while the server is away is nobody's fault.
+    clock.advance(Duration::from_secs(3_600));
+    let node = Node::start(&disk, &clock).await;
+    let group = node.broker.group(&me(), "g").await.unwrap();
+    assert_eq!((group.members.len(), group.epoch), (2, epoch));
+    let offsets = committed(&node.broker, "g").await;
+    assert_eq!(offsets.iter().map(|(_, offset)| *offset).collect::<Vec<_>>(), [7, 7]);
+    // The static member comes back without a rebalance, and finds its place.
+    let back = join_static(&node.broker, "g", "i").await;
+    assert_eq!(back.epoch(), epoch);
+    let view = back.state();
+    assert_eq!(view.assigned.len(), 2);
+    assert!(view.assigned.iter().all(|of| of.committed == Offset::new(7)), "{view:?}");
+    assert_eq!(back.start_of(&view.assigned[0]).await.unwrap().offset, Offset::ZERO);
+    // The other one has its full session from now on, then its partitions are free.
+    clock.advance(Duration::from_secs(44));
+    assert_eq!(node.broker.group(&me(), "g").await.unwrap().members.len(), 2);
+    clock.advance(Duration::from_secs(2));
+    until(&back, |view| view.assigned.len() == 4).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_an_owner_commits() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 2).await;
+    let stale = |result| matches!(result, Err(GroupError::StaleMember { .. }));
+    let former = join_static(&node.broker, "g", "i").await;
+    former.commit(vec![commit(0, 1), commit(1, 1)]).await.unwrap();
+    let as_group =
+        node.broker.commit_offsets(&me(), "g", CommitAs::Group, vec![commit(0, 9)]).await;
+    assert!(matches!(as_group, Err(GroupError::NotEmpty { members: 1, .. })));
+    let by_id = |epoch| CommitAs::Member(former.id().clone(), epoch);
+    let principal = me();
+    let commit_by = |by| node.broker.commit_offsets(&principal, "g", by, vec![commit(0, 2)]);
+    commit_by(by_id(former.epoch())).await.unwrap();
+    assert!(stale(commit_by(by_id(former.epoch().next())).await));
+    let latter = join_static(&node.broker, "g", "i").await;
+    assert_eq!(until(&former, |v| v.fenced.is_some()).await.fenced, Some(Fenced::Replaced));
+    assert!(stale(former.commit(vec![commit(0, 3)]).await));
+    assert!(stale(commit_by(by_id(latter.epoch())).await));
+    let other = join(&node.broker, "g", topics(&["t"])).await;
+    until(&latter, |view| view.assigned.len() == 1 && view.revoking.is_empty()).await;
+    let taken = *numbers(&other.state()).first().unwrap();
+    assert!(stale(latter.commit(vec![commit(1 - taken, 4), commit(taken, 4)]).await));
+    assert_eq!(committed(&node.broker, "g").await, [(0, 2), (1, 1)]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_face_that_acknowledges_is_waited_for_until_its_rebalance_timeout() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    topic(&node.broker, "t", 2).await;
+    let revocation = Revocation::Acknowledged;
+    let slow = JoinGroup { revocation, ..to_join("g", topics(&["t"])) };
+    let slow = node.broker.join_group(&me(), slow).await.unwrap();
+    let giving_up = async {
+        let view = until(&slow, |view| view.revoking.len() == 1).await;
+        // It may commit for the last time, and then says that it is done.
+        let given_up = view.revoking[0].clone();
+        slow.commit(vec![commit(given_up.partition.get(), 5)]).await.unwrap();
+        slow.revoked(&[(given_up.topic_id, given_up.partition)]).await.unwrap();
+        given_up
+    };
+    let (second, given_up) = tokio::join!(join(&node.broker, "g", topics(&["t"])), giving_up);
+    let AssignedPartition { partition, committed, .. } = second.state().assigned[0].clone();
+    assert_eq!((partition, committed), (given_up.partition, Offset::new(5)));
+    // The next time it says nothing.
+    drop(second);
+    until(&slow, |view| view.assigned.len() == 2).await;
+    let third = join(&node.broker, "g", topics(&["t"])).await;
+    assert!(third.state().is_waiting);
+    clock.advance(Duration::from_secs(61));
+    until(&third, |view| view.assigned.len() == 2).await;
+    let fenced = until(&slow, |view| view.fenced.is_some()).await;
+    assert_eq!(fenced.fenced, Some(Fenced::RebalanceTimedOut));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_follow_topics_that_come_and_go() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let by_name = join(&node.broker, "g", topics(&["t"])).await;
+    let by_pattern = join(&node.broker, "h", Subscription::Pattern("t|f.*".to_owned())).await;
+    assert!(by_name.state().assigned.is_empty());
+    for name in ["t", "flights", "other"] {
+        topic(&node.broker, name, 2).await;
+    }
+    until(&by_name, |view| view.assigned.len() == 2).await;
+    until(&by_pattern, |view| view.assigned.len() == 4).await;
+    by_name.commit(vec![commit(0, 1)]).await.unwrap();
+    node.broker.delete_topic(&me(), "t").await.unwrap();
+    until(&by_name, |view| view.assigned.is_empty()).await;
+    until(&by_pattern, |view| view.assigned.len() == 2).await;
+    assert!(committed(&node.broker, "g").await.is_empty(), "offsets go with their topic");
+    by_name.set_subscription(topics(&["other", "flights"])).await.unwrap();
+    assert_eq!(by_name.state().assigned.len(), 4);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn commits_that_arrive_together_share_entries() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 50).await;
+    let mut members = Vec::new();
+    for _ in 0..10 {
+        members.push(join(&node.broker, "g", topics(&["t"])).await);
+    }
+    for member in &members {
+        until(member, |view| view.assigned.len() == 5 && view.revoking.is_empty()).await;
+    }
+    let commits = members.iter().flat_map(|member| {
+        let view = member.state();
+        let partitions: Vec<u32> = numbers(&view).into_iter().collect();
+        partitions.into_iter().map(move |partition| {
+            let member = member.clone();
+            async move { member.commit(vec![commit(partition, 3)]).await.unwrap() }
+        })
+    });
+    futures_util::future::join_all(commits).await;
+    assert_eq!(committed(&node.broker, "g").await.len(), 50);
+    let metrics = &node.broker.metrics().groups;
+    assert_eq!(metrics.commits.get(), 50);
+    assert!(metrics.commits_per_entry.count() < 25, "{}", metrics.commits_per_entry.count());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_of_a_group_that_is_left_alone_are_forgotten_after_a_week() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    topic(&node.broker, "t", 1).await;
+    let member = join(&node.broker, "g", topics(&["t"])).await;
+    member.commit(vec![commit(0, 1)]).await.unwrap();
+    clock.advance(Duration::from_secs(8 * 24 * 3_600));
+    node.broker.commit_offsets(&me(), "h", CommitAs::Group, vec![commit(0, 1)]).await.unwrap();
+    member.leave().await.unwrap();
+    clock.advance(Duration::from_secs(6 * 24 * 3_600));
+    assert_eq!(committed(&node.broker, "g").await, [(0, 1)], "it was in use a week ago");
+    clock.advance(Duration::from_secs(2 * 24 * 3_600));
+    let is_gone = |group| {
+        let broker = node.broker.clone();
+        async move { matches!(broker.group(&me(), group).await, Err(GroupError::NotFound(_))) }
+    };
+    eventually("g is gone", || is_gone("g")).await;
+    eventually("h is gone", || is_gone("h")).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_told_before_it_is_done_and_stays_within_the_log() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let handle = topic(&node.broker, "t", 1).await;
+    for value in ["1", "2", "3"] {
+        produce(&node.broker, &handle, "k", value.to_owned()).await;
+    }
+    let member = join(&node.broker, "g", topics(&["t"])).await;
+    member.commit(vec![commit(0, 2)]).await.unwrap();
+    let reset = |to, mode| {
+        let reset = ResetOffsets { topic: "t".to_owned(), partitions: None, to, mode };
+        let broker = node.broker.clone();
+        async move {
+            let moves = broker.reset_offsets(&me(), "g", reset).await?;
+            Ok::<_, GroupError>((moves[0].from.map(Offset::get), moves[0].to.get()))
+        }
+    };
+    let refused = reset(ResetTo::Earliest, ResetMode::DryRun).await;
+    assert!(matches!(refused, Err(GroupError::NotEmpty { .. })));
+    member.leave().await.unwrap();
+    for (to, expected) in [
+        (ResetTo::Earliest, 0),
+        (ResetTo::Latest, 3),
+        (ResetTo::Shift(-1), 1),
+        (ResetTo::Shift(-9), 0),
+        (ResetTo::Shift(9), 3),
+        (ResetTo::Offset(Offset::new(1).unwrap()), 1),
+        (ResetTo::Offset(Offset::new(10).unwrap()), 3),
+        (ResetTo::Timestamp(handle.summary().created_at), 0),
+    ] {
+        assert_eq!(reset(to, ResetMode::DryRun).await.unwrap(), (Some(2), expected), "{to:?}");
+    }
+    assert_eq!(committed(&node.broker, "g").await, [(0, 2)]);
+    reset(ResetTo::Shift(-1), ResetMode::Apply).await.unwrap();
+    let offsets = node.broker.group_offsets(&me(), "g").await.unwrap();
+    assert_eq!((offsets[0].offset.get(), offsets[0].lag), (1, 2));
+    assert!(offsets[0].lag_ms.is_some());
+    node.broker.delete_group_offsets(&me(), "g", "t", Some(0)).await.unwrap();
+    assert!(committed(&node.broker, "g").await.is_empty());
+    node.broker.delete_group(&me(), "g").await.unwrap();
+    assert!(matches!(node.broker.group(&me(), "g").await, Err(GroupError::NotFound(_))));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_nobody_waits_for_is_taken_back() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 1).await;
+    for polls in 0..4 {
+        let mut joining = Box::pin(join(&node.broker, "g", topics(&["t"])));
+        for _ in 0..polls {
+            drop(futures_util::poll!(&mut joining));
+            tokio::task::yield_now().await;
+        }
+        drop(joining);
+    }
+    let member = join(&node.broker, "g", topics(&["t"])).await;
+    until(&member, |view| view.assigned.len() == 1).await;
+    let is_alone = || async { node.broker.group(&me(), "g").await.unwrap().members.len() == 1 };
+    eventually("only the last is left", is_alone).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_or_makes_no_sense_is_refused() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 1).await;
+    let refused = |join: JoinGroup| {
+        let broker = node.broker.clone();
+        async move { broker.join_group(&me(), join).await.unwrap_err() }
+    };
+    let many = (0..=SUBSCRIPTION_TOPICS_MAX).map(|n| TopicName::parse(&format!("t{n}")).unwrap());
+    let many = to_join("g", Subscription::Topics(many.collect()));
+    assert!(matches!(refused(many).await, GroupError::TooLarge { value: 1_001, .. }));
+    let pattern = |text: &str| to_join("g", Subscription::Pattern(text.to_owned()));
+    assert!(matches!(refused(pattern("(")).await, GroupError::Invalid(_)));
+    let long = "a".repeat(2_000);
+    assert!(matches!(refused(pattern(&long)).await, GroupError::TooLarge { .. }));
+    let internal = to_join("__g", topics(&["t"]));
+    assert!(matches!(refused(internal).await, GroupError::InvalidName { .. }));
+    let commit_with = |commit: OffsetCommit| {
+        let broker = node.broker.clone();
+        async move { broker.commit_offsets(&me(), "g", CommitAs::Group, vec![commit]).await }
+    };
+    let metadata = |len| OffsetCommit { metadata: "x".repeat(len), ..commit(0, 1) };
+    commit_with(metadata(OFFSET_METADATA_BYTES_MAX)).await.unwrap();
+    let error = commit_with(metadata(OFFSET_METADATA_BYTES_MAX + 1)).await.unwrap_err();
+    assert!(matches!(error, GroupError::TooLarge { value: 4_097, limit: 4_096, .. }));
+    let error = commit_with(commit(1, 1)).await.unwrap_err();
+    assert!(matches!(error, GroupError::PartitionNotFound { partition: 1, .. }));
+    let none = JoinGroup { offset_reset: OffsetReset::None, ..to_join("h", topics(&["t"])) };
+    let none = node.broker.join_group(&me(), none).await.unwrap();
+    let error = none.start_of(&none.state().assigned[0]).await.unwrap_err();
+    assert!(matches!(error, GroupError::NoOffset { .. }));
+    let short = Some(Duration::from_secs(1));
+    let short = JoinGroup { session_timeout: short, ..to_join("h", topics(&["t"])) };
+    let short = node.broker.join_group(&me(), short).await.unwrap();
+    assert_eq!(short.session_timeout(), Duration::from_secs(6));
+    node.stop().await;
+}
