@@ -42,7 +42,7 @@ pub struct MemberView {
 /// id) is waited for until its session timeout has passed; any other leaves at once.
 #[derive(Debug, Clone)]
 pub struct Member {
-    pub(in crate::broker::groups) broker: Broker,
+    pub(in crate::broker) broker: Broker,
     pub(in crate::broker::groups) shared: Arc<Shared>,
 }
 

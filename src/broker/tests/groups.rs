@@ -4,17 +4,22 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
 use crate::broker::groups::GroupError;
 use crate::broker::tests::{Node, clock, produce};
 use crate::broker::{
     AssignedPartition, Broker, CommitAs, CreateTopic, Fenced, GroupStatus, JoinGroup, Member,
-    MemberKind, MemberView, OffsetCommit, OffsetReset, ResetMode, ResetOffsets, ResetTo,
-    Revocation, Subscription, Topic,
+    MemberKind, MemberView, OffsetCommit, OffsetReset, OnDamage, ReadRequest, ResetMode,
+    ResetOffsets, ResetTo, Revocation, Subscription, Topic, Visit,
 };
 use crate::clock::ManualClock;
+use crate::record::Record;
 use crate::storage::fs::sim::SimFs;
 use crate::types::limits::{OFFSET_METADATA_BYTES_MAX, SUBSCRIPTION_TOPICS_MAX};
-use crate::types::{Epoch, Offset, Principal, TopicName};
+use crate::types::{Epoch, Offset, PartitionId, Principal, TopicName};
 
 fn me() -> Principal {
     Principal::anonymous()
@@ -382,5 +387,83 @@ async fn what_is_too_large_or_makes_no_sense_is_refused() {
     let short = JoinGroup { session_timeout: short, ..to_join("h", topics(&["t"])) };
     let short = node.broker.join_group(&me(), short).await.unwrap();
     assert_eq!(short.session_timeout(), Duration::from_secs(6));
+    node.stop().await;
+}
+
+/// Reads on in what a member has, from the committed offsets, notes it as processed and commits it.
+async fn work(member: &Member, topic: &Arc<Topic>, processed: &Mutex<BTreeSet<(u32, i64)>>) {
+    let offsets = member.broker.group_offsets(&me(), "g").await.unwrap();
+    for assigned in &member.state().assigned {
+        let known = offsets.iter().find(|of| of.partition == assigned.partition);
+        let from = known.map_or(Offset::ZERO, |of| of.offset);
+        let request = ReadRequest {
+            positions: vec![(assigned.partition, from)],
+            records_max: 3,
+            bytes_max: 1 << 20,
+            scan_bytes_max: 1 << 20,
+            on_damage: OnDamage::Fail,
+        };
+        let mut seen = BTreeSet::new();
+        let mut note = |partition: PartitionId, record: &Record<'_>| {
+            seen.insert((partition.get(), record.offset.get()));
+            Visit::Taken
+        };
+        let end = member.broker.read(&me(), topic, &request, &mut note).await.unwrap();
+        // Processed first, committed then: at least once.
+        processed.lock().extend(seen);
+        let next = end.next[0].1.get();
+        match member.commit(vec![commit(assigned.partition.get(), next)]).await {
+            Ok(()) | Err(GroupError::StaleMember { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Members come, work, hang (hold partitions and do nothing), go in order and vanish, by a seed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_come_and_go_process_every_record_and_converge() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    let topic = topic(&node.broker, "t", 12).await;
+    let records = 120;
+    for n in 0..records {
+        produce(&node.broker, &topic, &format!("key {n}"), n.to_string()).await;
+    }
+    let processed = Mutex::new(BTreeSet::new());
+    let mut random = SmallRng::seed_from_u64(11);
+    let mut members: Vec<Member> = Vec::new();
+    for _ in 0..60 {
+        let at = random.random_range(0..members.len().max(1));
+        match random.random_range(0..8) {
+            0 | 1 => members.push(join(&node.broker, "g", topics(&["t"])).await),
+            2 => {
+                let instance = format!("i{}", random.random_range(0..2));
+                members.push(join_static(&node.broker, "g", &instance).await);
+            }
+            3 if !members.is_empty() => drop(members.swap_remove(at)),
+            4 if !members.is_empty() => members.swap_remove(at).leave().await.unwrap(),
+            5 => clock.advance(Duration::from_secs(10)),
+            _ => {
+                let working = members.iter().map(|member| work(member, &topic, &processed));
+                futures_util::future::join_all(working).await;
+            }
+        }
+    }
+    members.push(join(&node.broker, "g", topics(&["t"])).await);
+    // Those that vanished with an instance id have their session timeout.
+    clock.advance(Duration::from_secs(46));
+    members.retain(|member| member.state().fenced.is_none());
+    let settled = || async {
+        let group = node.broker.group(&me(), "g").await.unwrap();
+        let owned: usize = members.iter().map(|member| member.state().assigned.len()).sum();
+        group.status == GroupStatus::Stable && owned == 12
+    };
+    eventually("all partitions are owned by those who are left", settled).await;
+    let total = || async {
+        let working = members.iter().map(|member| work(member, &topic, &processed));
+        futures_util::future::join_all(working).await;
+        processed.lock().len() == records
+    };
+    eventually("every record is processed", total).await;
     node.stop().await;
 }
