@@ -33,6 +33,12 @@ install curl curl
 # Power cuts and full disks are played on file systems of their own.
 install mkfs.ext4 e2fsprogs || echo "prepare: skipped, tests on disks of their own: no mkfs.ext4"
 
+# The WebSocket protocol is tested by a client library of its own.
+if ! python3 -c "import websockets" 2>/dev/null && ! /usr/bin/python3 -c "import websockets" 2>/dev/null; then
+  install websockets-for-python python3-websockets ||
+    echo "prepare: skipped, the WebSocket protocol by another client: no Python package websockets"
+fi
+
 flights="${EDDYLINE_SHARED:-}/data/flights.ndjson.gz"
 if [ -f "$flights" ]; then
   echo "prepare: the whole flights file is tested too ($flights)"

@@ -20,4 +20,6 @@ mod v2;
 mod v2_consumers;
 mod ws;
 mod ws_client;
+mod ws_conformance;
+mod ws_groups;
 mod ws_limits;

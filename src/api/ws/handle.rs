@@ -50,18 +50,11 @@ impl Session {
                     None => self.refuse(about, &no_subscription()),
                 }
             }
-            Request::Unsubscribe(named) => {
-                let before = self.subscriptions.len();
-                self.subscriptions.retain(|each| each.id() != named.id);
-                if self.subscriptions.len() < before {
-                    self.send(replies::unsubscribed(named.id, EndReason::Client));
-                } else {
-                    self.refuse(about, &no_subscription());
+            Request::Unsubscribe(named) => self.unsubscribe(named.id, about),
+            Request::Commit(commit) => {
+                if let Err(error) = self.commit(&commit) {
+                    self.refuse(about, &error);
                 }
-            }
-            Request::Commit(_) => {
-                let detail = "the subscription is no member of a group";
-                self.refuse(about, &ApiError::new(Code::InvalidBody, detail));
             }
             Request::Auth => self.send(replies::authenticated()),
             Request::Ping(ping) => {
@@ -102,6 +95,23 @@ impl Session {
         let job = Job::subscribe(&self.state, request, self.frame_bytes_max);
         self.is_held = true;
         self.jobs.push(job);
+    }
+
+    fn unsubscribe(&mut self, id: u64, about: About) {
+        let before = self.subscriptions.len();
+        self.subscriptions.retain(|each| each.id() != id);
+        if self.subscriptions.len() == before {
+            return self.refuse(about, &no_subscription());
+        }
+        match self.memberships.iter().position(|each| each.id() == id) {
+            Some(at) => {
+                // Told when the group knows, so that nobody waits for this member any more.
+                self.is_held = true;
+                let membership = self.memberships.swap_remove(at);
+                self.jobs.push(membership.leave());
+            }
+            None => self.send(replies::unsubscribed(id, EndReason::Client)),
+        }
     }
 
     fn with(&mut self, about: About, change: impl FnOnce(&mut Subscription)) {

@@ -13,10 +13,11 @@ use crate::api::error::{ApiError, Code};
 use crate::api::ws::cache::{Cell, Encoded};
 use crate::api::ws::encode::push_record;
 use crate::api::ws::filter::Filter;
+use crate::api::ws::membership::{Membership, Starts};
 use crate::api::ws::replies::{self, RECORDS_END};
 use crate::api::ws::requests::{Offsets, Subscribe};
 use crate::api::ws::subscription::{FRAME_RECORDS_MAX, Subscription, Terms, Want};
-use crate::api::ws::{encode, start};
+use crate::api::ws::{encode, membership, start};
 use crate::broker::{OnDamage, ReadRequest, Topic, Visit};
 use crate::record::Record;
 use crate::types::{Offset, PartitionId};
@@ -38,13 +39,35 @@ pub(super) enum Done {
     /// A frame was read.
     Read { subscription: u64, number: u64, want: Want, found: Result<Arc<Encoded>, ApiError> },
     /// A subscription can begin, with the frame that says so.
-    Subscribed { id: u64, made: Result<(Box<Subscription>, Vec<u8>), ApiError> },
+    Subscribed { id: u64, made: Result<Made, ApiError> },
     /// Positions to go on at were found.
     Sought { id: u64, found: Result<Vec<(PartitionId, Offset)>, ApiError> },
     /// The topic that a produce names is there, or cannot be.
     TopicReady { text: Utf8Bytes, found: Result<Arc<Topic>, ApiError> },
     /// A produce was answered.
     Produced { frame: Vec<u8> },
+    /// A group wants something else of its member.
+    Regrouped { id: u64 },
+    /// It is known where to start in partitions that a member was assigned.
+    Assigned { id: u64, starts: Result<Starts, ApiError> },
+    /// A member has given partitions up.
+    Revoked { id: u64, partitions: Vec<PartitionId> },
+    /// Offsets were committed, or not; `seq` is `None` for those that no client asked for.
+    Committed {
+        id: u64,
+        seq: Option<Option<u64>>,
+        committed: Result<Vec<(PartitionId, Offset)>, ApiError>,
+    },
+    /// A member has left its group.
+    Left { id: u64 },
+}
+
+/// A subscription that can begin.
+pub(super) struct Made {
+    pub(super) subscription: Box<Subscription>,
+    pub(super) membership: Option<Membership>,
+    /// The frame that says so.
+    pub(super) frame: Vec<u8>,
 }
 
 /// Something that takes time.
@@ -145,11 +168,23 @@ async fn subscribe(
     state: &State,
     request: Subscribe,
     frame_bytes_max: usize,
-) -> Result<(Box<Subscription>, Vec<u8>), ApiError> {
+) -> Result<Made, ApiError> {
     let topic = state.broker.topic(&state.principal, &request.topic)?;
     let filter = request.filter.map(Filter::new).transpose()?.flatten();
-    let partitions = start::partitions_of(&topic, request.partitions)?;
-    let started = start::find(state, &topic, &partitions, request.from).await?;
+    let (started, membership) = match request.group {
+        Some(_) if request.partitions.is_some() || request.from.is_some() => {
+            let detail = "the group decides: 'partitions' and 'from' are not possible with it";
+            return Err(ApiError::at(Code::InvalidBody, "/group", detail));
+        }
+        Some(group) => {
+            let membership = membership::join(state, &topic, (request.id, group)).await?;
+            (replies::Started::default(), Some(membership))
+        }
+        None => {
+            let partitions = start::partitions_of(&topic, request.partitions)?;
+            (start::find(state, &topic, &partitions, request.from).await?, None)
+        }
+    };
     let frame = replies::subscribed(request.id, &started);
     let terms = Terms {
         id: request.id,
@@ -165,7 +200,7 @@ async fn subscribe(
         linger: state.config.ws.linger,
         frame_bytes_max,
     };
-    Ok((Box::new(Subscription::new(terms)), frame))
+    Ok(Made { subscription: Box::new(Subscription::new(terms)), membership, frame })
 }
 
 /// Reads and encodes the records of one frame.

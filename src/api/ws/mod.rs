@@ -26,6 +26,7 @@ mod handle;
 mod handshake;
 mod jobs;
 mod liveness;
+mod membership;
 mod pointer;
 mod produce;
 mod replies;

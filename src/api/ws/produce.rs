@@ -54,7 +54,7 @@ impl Session {
         });
         match queued {
             Ok((Acks::All, appending)) => {
-                self.produces += 1;
+                self.outstanding += 1;
                 let (seq, limit) = (request.seq, self.state.config.request_timeout);
                 self.jobs.push(Job::new(async move {
                     let frame = match within(limit, appending).await {

@@ -1,6 +1,7 @@
 //! Frames to the client, written by hand: `type` first, members in the protocol's order.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use crate::api::error::ApiError;
 use crate::api::json::text::push_string;
@@ -80,6 +81,17 @@ impl Writer {
     fn offsets(&mut self, name: &str, offsets: &Positions) -> &mut Self {
         let offsets = offsets.iter().map(|(partition, offset)| (*partition, offset.get()));
         self.by_partition(name, offsets)
+    }
+
+    fn partitions(&mut self, partitions: &[PartitionId]) -> &mut Self {
+        self.name("partitions");
+        self.0.push(b'[');
+        for (index, partition) in partitions.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            let _ = write!(self.0, "{comma}{partition}");
+        }
+        self.0.push(b']');
+        self
     }
 
     fn by_partition(
@@ -244,6 +256,38 @@ pub(super) fn unsubscribed(id: u64, reason: EndReason) -> Vec<u8> {
     Writer::new("unsubscribed").number("id", id).text("reason", reason).finish()
 }
 
+/// Writes `assigned`: partitions that a member takes on, and where it starts in them.
+pub(super) fn assigned(id: u64, epoch: u32, start: &Positions) -> Vec<u8> {
+    let partitions: Vec<_> = start.iter().map(|(partition, _)| *partition).collect();
+    Writer::new("assigned")
+        .number("id", id)
+        .number("generation", epoch)
+        .partitions(&partitions)
+        .offsets("start", start)
+        .finish()
+}
+
+pub(super) fn revoking(id: u64, partitions: &[PartitionId], within: Duration) -> Vec<u8> {
+    Writer::new("revoking")
+        .number("id", id)
+        .partitions(partitions)
+        .number("deadline_ms", within.as_millis())
+        .finish()
+}
+
+pub(super) fn revoked(id: u64, partitions: &[PartitionId]) -> Vec<u8> {
+    Writer::new("revoked").number("id", id).partitions(partitions).finish()
+}
+
+pub(super) fn committed(id: u64, seq: Option<u64>) -> Vec<u8> {
+    let mut writer = Writer::new("committed");
+    writer.number("id", id);
+    if let Some(seq) = seq {
+        writer.number("seq", seq);
+    }
+    writer.finish()
+}
+
 pub(super) fn authenticated() -> Vec<u8> {
     Writer::new("authenticated").raw("expires_at", "null").finish()
 }
@@ -383,5 +427,22 @@ mod tests {
         assert_eq!(text(pong("123")), r#"{"type":"pong","t":123}"#);
         assert_eq!(text(produced(3, "[]")), r#"{"type":"produced","seq":3,"records":[]}"#);
         assert_eq!(text(seeked(1, &[at(0, 0)])), r#"{"type":"seeked","id":1,"start":{"0":0}}"#);
+    }
+
+    #[test]
+    fn frames_of_groups_have_the_members_of_the_protocol_in_its_order() {
+        assert_eq!(
+            text(assigned(1, 5, &[at(0, 15_500)])),
+            r#"{"type":"assigned","id":1,"generation":5,"partitions":[0],"start":{"0":15500}}"#
+        );
+        assert_eq!(
+            text(revoking(1, &[at(1, 0).0], Duration::from_secs(3))),
+            r#"{"type":"revoking","id":1,"partitions":[1],"deadline_ms":3000}"#
+        );
+        assert_eq!(
+            text(revoked(1, &[at(1, 0).0])),
+            r#"{"type":"revoked","id":1,"partitions":[1]}"#
+        );
+        assert_eq!(text(committed(1, Some(12))), r#"{"type":"committed","id":1,"seq":12}"#);
     }
 }

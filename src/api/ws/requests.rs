@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -90,6 +91,7 @@ pub(super) struct Subscribe {
     pub(super) topic: String,
     pub(super) partitions: Option<Vec<u32>>,
     pub(super) from: Option<From>,
+    pub(super) group: Option<GroupRequest>,
     pub(super) filter: Option<FilterRequest>,
     #[serde(default)]
     pub(super) format: FormatRequest,
@@ -120,6 +122,18 @@ pub(super) enum At {
     Earliest,
     Latest,
     Timestamp,
+}
+
+/// A membership in a group.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroupRequest {
+    /// The group's name.
+    pub(super) id: String,
+    pub(super) instance_id: Option<String>,
+    pub(super) session_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) auto_commit: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -195,8 +209,7 @@ pub(super) struct Commit {
     #[serde(rename = "type")]
     _type: IgnoredAny,
     pub(super) id: u64,
-    #[serde(rename = "offsets")]
-    _offsets: Offsets,
+    pub(super) offsets: Offsets,
     pub(super) seq: Option<u64>,
 }
 
@@ -276,6 +289,13 @@ impl Produce<'_> {
     }
 }
 
+impl GroupRequest {
+    /// Returns how long the member is waited for, as asked for.
+    pub(super) fn session_timeout(&self) -> Option<Duration> {
+        self.session_timeout_ms.map(Duration::from_millis)
+    }
+}
+
 impl<'a> Request<'a> {
     /// Parses a frame.
     ///
@@ -348,6 +368,8 @@ mod tests {
                 "value":{"contains":"laptop"},"json":{"ptr":"/total","op":">","v":100}},
             "format":"text","max_value_bytes":1024,"credit":{"records":1000,"bytes":1048576},
             "isolation":"committed","on_lag":"skip"}"#,
+        r#"{"type":"subscribe","id":1,"topic":"orders","group":{"id":"analytics",
+            "instance_id":"tab-7","session_timeout_ms":30000,"auto_commit":false}}"#,
         r#"{"type":"subscribe","id":1,"topic":"orders","from":{"at":"timestamp","ts":1764}}"#,
         r#"{"type":"subscribe","id":1,"topic":"orders","from":{"tail":100}}"#,
         r#"{"type":"credit","id":1,"records":500,"bytes":400000}"#,
@@ -379,9 +401,16 @@ mod tests {
 
     #[test]
     fn other_protocols_are_told_from_bad_requests() {
-        for frame in
-            ["", "[]", "{}", "null", "{\"type\":1}", "{\"type\":\"x\"}", "{\"type\":\"ping\""]
-        {
+        for frame in [
+            "",
+            "[]",
+            "{}",
+            "null",
+            "{\"type\":1}",
+            "{\"type\":\"x\"}",
+            "{\"type\":\"ping\"",
+            "{\"type\":\"pause\",\"id\":1,\"id\":1}",
+        ] {
             assert!(matches!(Request::parse(frame), Err(Refused::Frame)), "{frame}");
         }
         let about = |frame: &str| match Request::parse(frame) {

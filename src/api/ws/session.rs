@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - nothing is read from the client while a request has to be finished before the next one, while
-//!   too many produces are outstanding, or while too much waits to be written;
+//!   too many outstanding are outstanding, or while too much waits to be written;
 //! - no records are queued while more than [`QUEUED_BYTES_MAX`] wait to be written;
 //! - one timer a socket.
 
@@ -24,8 +24,9 @@ use crate::api::State;
 use crate::api::error::{ApiError, Code};
 use crate::api::ws::FRAME_BYTES_MAX;
 use crate::api::ws::cache::{Encoded, Lookup};
-use crate::api::ws::jobs::{Done, Job};
+use crate::api::ws::jobs::{Done, Job, Made};
 use crate::api::ws::liveness::{Due, Liveness};
+use crate::api::ws::membership::Membership;
 use crate::api::ws::replies::{self, EndReason, FatalTo};
 use crate::api::ws::requests::About;
 use crate::api::ws::socket::{Incoming, Socket};
@@ -35,8 +36,8 @@ use crate::metrics::Tracked;
 /// Bytes that wait to be written, above which nothing is added to them nor read.
 const QUEUED_BYTES_MAX: usize = 64 * 1024;
 
-/// Produces of one socket that wait for their acknowledgement.
-const PRODUCES_MAX: usize = 256;
+/// Produces and commits of one socket that wait for their answer.
+const OUTSTANDING_MAX: usize = 256;
 
 /// Rounds before other tasks have their turn.
 const ROUNDS_MAX: usize = 32;
@@ -81,11 +82,13 @@ pub(super) struct Session {
     pub(super) socket: Socket,
     pub(super) phase: Phase,
     pub(super) subscriptions: Vec<Subscription>,
+    /// Those of the subscriptions that are members of groups.
+    pub(super) memberships: Vec<Membership>,
     pub(super) jobs: FuturesUnordered<Job>,
     /// A request has to be finished before the next one is read.
     pub(super) is_held: bool,
-    /// Produces that wait for their acknowledgement.
-    pub(super) produces: usize,
+    /// Produces and commits that wait for their answer.
+    pub(super) outstanding: usize,
     /// Largest frame that the client wants.
     pub(super) frame_bytes_max: usize,
     liveness: Liveness,
@@ -110,9 +113,10 @@ impl Session {
             _open: state.ws.metrics.sockets_open.track(),
             socket,
             subscriptions: Vec::new(),
+            memberships: Vec::new(),
             jobs: FuturesUnordered::new(),
             is_held: false,
-            produces: 0,
+            outstanding: 0,
             frame_bytes_max: FRAME_BYTES_MAX,
             wakes_at: None,
             state,
@@ -130,6 +134,7 @@ impl Session {
             let mut moved = self.poll_stop(now, context);
             moved |= self.poll_jobs(context);
             moved |= self.poll_requests(now, context);
+            moved |= self.poll_memberships(now);
             moved |= self.poll_subscriptions(now, context);
             let queued = self.socket.queued_bytes();
             match self.socket.poll_flush(context) {
@@ -173,6 +178,7 @@ impl Session {
         if !matches!(self.phase, Phase::Closing | Phase::Gone) {
             self.phase = Phase::Closing;
             self.subscriptions.clear();
+            self.memberships.clear();
             self.socket.close(code, why, context);
             self.state.ws.metrics.closed(code).inc();
         }
@@ -217,7 +223,7 @@ impl Session {
             Phase::Closing => true,
             Phase::Greeting(_) | Phase::Open | Phase::Leaving(_) => {
                 !self.is_held
-                    && self.produces < PRODUCES_MAX
+                    && self.outstanding < OUTSTANDING_MAX
                     && self.socket.queued_bytes() < QUEUED_BYTES_MAX
             }
         }
@@ -242,6 +248,7 @@ impl Session {
                 Incoming::Gone => {
                     self.socket.end();
                     self.subscriptions.clear();
+                    self.memberships.clear();
                     self.phase = Phase::Gone;
                 }
             }
@@ -256,7 +263,7 @@ impl Session {
     }
 
     fn poll_subscriptions(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
-        self.wakes_at = None;
+        self.wakes_at = self.memberships.iter().filter_map(Membership::wakes_at).min();
         let mut moved = false;
         let mut at = 0;
         while let Some(subscription) = self.subscriptions.get_mut(at) {
@@ -343,8 +350,9 @@ impl Session {
     }
 
     /// Ends a subscription that cannot go on.
-    fn end_subscription(&mut self, id: u64, error: &ApiError) {
+    pub(super) fn end_subscription(&mut self, id: u64, error: &ApiError) {
         self.subscriptions.retain(|subscription| subscription.id() != id);
+        self.memberships.retain(|membership| membership.id() != id);
         if error.code() == Code::TopicNotFound {
             self.send(replies::unsubscribed(id, EndReason::TopicDeleted));
         } else {
@@ -415,7 +423,19 @@ impl Session {
 
     /// Returns whether nothing is left to be answered.
     fn has_finished(&self) -> bool {
-        self.produces == 0 && !self.is_held
+        self.outstanding == 0 && !self.is_held && self.memberships.is_empty()
+    }
+
+    fn begin(&mut self, id: u64, made: Made) {
+        if matches!(self.phase, Phase::Closing | Phase::Gone) {
+            return;
+        }
+        self.send(made.frame);
+        self.subscriptions.push(*made.subscription);
+        if let Some(membership) = made.membership {
+            self.memberships.push(membership);
+            self.regroup(id);
+        }
     }
 
     fn finish(&mut self, done: Done) {
@@ -426,10 +446,7 @@ impl Session {
             Done::Subscribed { id, made } => {
                 self.is_held = false;
                 match made {
-                    Ok((subscription, frame)) => {
-                        self.send(frame);
-                        self.subscriptions.push(*subscription);
-                    }
+                    Ok(made) => self.begin(id, made),
                     Err(error) => self.refuse(About { id: Some(id), seq: None }, &error),
                 }
             }
@@ -449,8 +466,16 @@ impl Session {
                 self.is_held = false;
                 self.finish_topic(&text, found);
             }
+            Done::Regrouped { id } => self.regroup(id),
+            Done::Assigned { id, starts } => self.finish_assigned(id, starts),
+            Done::Revoked { id, partitions } => self.finish_revoked(id, &partitions),
+            Done::Committed { id, seq, committed } => self.finish_commit(id, seq, committed),
+            Done::Left { id } => {
+                self.is_held = false;
+                self.send(replies::unsubscribed(id, EndReason::Client));
+            }
             Done::Produced { frame } => {
-                self.produces -= 1;
+                self.outstanding -= 1;
                 self.send(frame);
             }
         }

@@ -16,6 +16,8 @@ enum Origin {
     Tail(u64),
     /// Partitions that are not named start at their log start.
     Offsets(Offsets, Vec<(u32, i32)>),
+    /// Where a group is, without joining it; where it has committed nothing, the log start.
+    Group(String),
 }
 
 fn refuse(pointer: &str, detail: &str) -> ApiError {
@@ -37,6 +39,7 @@ impl Origin {
             (None, Some(At::Earliest), None, None, None, None) => Ok(Self::Start(Start::Earliest)),
             (None, Some(At::Latest), None, None, None, None) => Ok(Self::Start(Start::Latest)),
             (None, None, Some(tail), None, None, None) => Ok(Self::Tail(tail)),
+            (None, None, None, None, None, Some(group)) => Ok(Self::Group(group)),
             _ => Err(refuse("/from", "expected one of 'offsets', 'at', 'tail' and 'group'")),
         }
     }
@@ -83,14 +86,23 @@ pub(super) async fn find(
     from: Option<From>,
 ) -> Result<Started, ApiError> {
     let mut started = Started::default();
-    let origin = Origin::of(from)?;
+    let origin = match Origin::of(from)? {
+        Origin::Group(group) => {
+            let mut offsets = committed(state, topic, &group).await?;
+            offsets.retain(|number, _| partitions.iter().any(|each| each.get() == *number));
+            Origin::Offsets(offsets, Vec::new())
+        }
+        origin => origin,
+    };
     let asked: Vec<(PartitionId, Offset)> = match &origin {
         Origin::Start(start) => {
             let search = Search { start: *start, on_damage: OnDamage::Skip };
             let broker = &state.broker;
             broker.start_offsets(&state.principal, topic, partitions, search).await?
         }
-        Origin::Tail(_) => partitions.iter().map(|partition| (*partition, Offset::ZERO)).collect(),
+        Origin::Tail(_) | Origin::Group(_) => {
+            partitions.iter().map(|partition| (*partition, Offset::ZERO)).collect()
+        }
         Origin::Offsets(offsets, epochs) => {
             let named = offsets.keys().chain(epochs.iter().map(|(partition, _)| partition));
             for number in named {
@@ -120,6 +132,13 @@ pub(super) async fn find(
     Ok(started)
 }
 
+/// Finds what a group has committed of a topic.
+async fn committed(state: &State, topic: &Topic, group: &str) -> Result<Offsets, ApiError> {
+    let all = state.broker.group_offsets(&state.principal, group).await?;
+    let of_topic = all.into_iter().filter(|each| each.topic_id == topic.summary().id);
+    Ok(of_topic.map(|each| (each.partition.get(), each.offset)).collect())
+}
+
 /// A partition as it is.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
@@ -138,7 +157,7 @@ impl Origin {
     ) -> (Offset, Option<ResetReason>) {
         let Bounds { log_start, log_end, epoch } = bounds;
         match self {
-            Self::Start(_) => (asked.clamp(log_start, log_end), None),
+            Self::Start(_) | Self::Group(_) => (asked.clamp(log_start, log_end), None),
             Self::Tail(count) => {
                 let count = i64::try_from(*count).unwrap_or(i64::MAX);
                 let offset = Offset::new(log_end.get().saturating_sub(count).max(0));

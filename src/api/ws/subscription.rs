@@ -14,6 +14,7 @@
 //! - `told` of a partition is what the client knows, `next` where reading goes on; they differ only
 //!   while a filter passes over records, or where offsets are empty.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -90,6 +91,12 @@ struct Part {
     is_done: bool,
 }
 
+impl Part {
+    fn new((id, next): &(PartitionId, Offset)) -> Self {
+        Self { id: *id, next: *next, told: *next, is_done: false }
+    }
+}
+
 /// What a subscription wants.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -111,15 +118,9 @@ pub(super) struct Want {
 impl Subscription {
     /// Makes a subscription that starts with a look at its partitions.
     pub(super) fn new(terms: Terms) -> Self {
-        let part = |(id, next): &(PartitionId, Offset)| Part {
-            id: *id,
-            next: *next,
-            told: *next,
-            is_done: false,
-        };
         Self {
             watcher: Watcher::new(Arc::clone(&terms.topic)),
-            parts: terms.start.iter().map(part).collect(),
+            parts: terms.start.iter().map(Part::new).collect(),
             credit_bytes: i64::try_from(terms.credit.bytes).unwrap_or(i64::MAX),
             credit_records: terms.credit.records,
             is_paused: false,
@@ -168,6 +169,32 @@ impl Subscription {
     /// Returns whether the subscription has a partition.
     pub(super) fn has(&self, partition: PartitionId) -> bool {
         self.parts.iter().any(|part| part.id == partition)
+    }
+
+    /// Returns how far the client was told to have come.
+    pub(super) fn told(&self) -> Vec<(PartitionId, Offset)> {
+        self.parts.iter().map(|part| (part.id, part.told)).collect()
+    }
+
+    /// Takes on partitions.
+    pub(super) fn add(&mut self, positions: &[(PartitionId, Offset)]) {
+        self.parts.extend(positions.iter().map(Part::new));
+        self.parts.sort_by_key(|part| part.id);
+        self.watcher.reset();
+    }
+
+    /// Drops all partitions but these, and returns how far the client was told to have come in
+    /// them.
+    pub(super) fn remove_all_but(
+        &mut self,
+        kept: &BTreeSet<PartitionId>,
+    ) -> Vec<(PartitionId, Offset)> {
+        let removed: Vec<_> = self.parts.extract_if(.., |part| !kept.contains(&part.id)).collect();
+        if !removed.is_empty() {
+            self.reading = None;
+            self.watcher.reset();
+        }
+        removed.into_iter().map(|part| (part.id, part.told)).collect()
     }
 
     /// Goes on at other offsets; what is being read is dropped.

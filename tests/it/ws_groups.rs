@@ -1,0 +1,86 @@
+//! WebSocket: subscriptions that are members of groups.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Reply, Server};
+use crate::ws_client::{Client, fill, topic};
+
+fn member(group: &str) -> Value {
+    json!({"topic": "t", "group": {"id": group},
+        "credit": {"records": 10_000, "bytes": 10_000_000}})
+}
+
+#[tokio::test]
+async fn a_member_is_told_its_partitions_and_goes_on_where_it_committed() {
+    let server = Server::start().await;
+    topic(&server, "t", 2).await;
+    fill(&server, "t", 0, 0..10).await;
+    fill(&server, "t", 1, 0..5).await;
+    let (mut client, subscribed) = Client::subscribed(&server, member("g")).await;
+    assert_eq!(subscribed["start"], json!({}));
+    let assigned = client.next_text().await;
+    assert!(assigned.starts_with("{\"type\":\"assigned\",\"id\":1,\"generation\":"), "{assigned}");
+    let end = ",\"partitions\":[0,1],\"start\":{\"0\":0,\"1\":0}}";
+    assert!(assigned.ends_with(end), "{assigned}");
+    client.records(&mut BTreeMap::new(), 15).await;
+    client.send(json!({"type": "commit", "id": 1, "offsets": {"0": 7, "1": 5}, "seq": 12})).await;
+    assert_eq!(client.next_text().await, r#"{"type":"committed","id":1,"seq":12}"#);
+    client.send(json!({"type": "commit", "id": 1, "offsets": {"9": 7}, "seq": 13})).await;
+    let refused = client.next_of("error").await;
+    assert_eq!((&refused["seq"], &refused["code"]), (&json!(13), &json!("partition_not_found")));
+    client.send(json!({"type": "unsubscribe", "id": 1})).await;
+    client.next_of("unsubscribed").await;
+    // Another member goes on there; a look at the group's backlog joins nothing.
+    let (mut other, _) = Client::subscribed(&server, member("g")).await;
+    assert_eq!(other.next_of("assigned").await["start"], json!({"0": 7, "1": 5}));
+    other.records(&mut BTreeMap::from([(0, 7)]), 3).await;
+    let backlog = json!({"id": 2, "topic": "t", "from": {"group": "g"}});
+    assert_eq!(other.subscribe(backlog).await["start"], json!({"0": 7, "1": 5}));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn groups_that_make_no_sense_are_refused() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    let mut client = Client::hello(&server).await;
+    for (more, code) in [
+        (json!({"group": {"id": "g"}, "partitions": [0]}), "invalid_body"),
+        (json!({"group": {"id": "g"}, "from": {"at": "latest"}}), "invalid_body"),
+        (json!({"group": {"id": ""}}), "invalid_name"),
+        (json!({"group": {"id": "g", "x": 1}}), "invalid_body"),
+        (json!({"group": {"id": "g"}, "topic": "none"}), "topic_not_found"),
+        (json!({"from": {"group": "none"}}), "group_not_found"),
+    ] {
+        let mut request = json!({"type": "subscribe", "id": 1, "topic": "t"});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        client.send(request).await;
+        assert_eq!(client.next_of("error").await["code"], code, "{more}");
+    }
+    client.subscribe(json!({"topic": "t"})).await;
+    client.send(json!({"type": "commit", "id": 1, "offsets": {"0": 0}, "seq": 1})).await;
+    assert_eq!(client.next_of("error").await["code"], "invalid_request");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_whose_topic_is_deleted_is_told() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    let (mut client, _) = Client::subscribed(&server, member("g")).await;
+    client.next_of("assigned").await;
+    let delete = server.request(Method::DELETE, "/v1/topics/t");
+    assert_eq!(Reply::of(delete).await.status, 204);
+    loop {
+        let frame = client.next().await;
+        match frame["type"].as_str().unwrap() {
+            "revoking" | "revoked" => {}
+            "unsubscribed" => break,
+            _ => panic!("{frame}"),
+        }
+    }
+    server.stop().await;
+}
