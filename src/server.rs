@@ -205,9 +205,7 @@ impl Server {
             config: broker_config(config),
             store: Arc::clone(&store),
         });
-        if let Err(error) = broker.finish_topic_changes().await {
-            tracing::warn!(%error, "a topic's creation or deletion could not be finished");
-        }
+        finish_topic_changes(&broker).await;
         start_maintenance(config, &broker, (&fs, ballast), &tasks);
         observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
         let limits = http::limits(config);
@@ -459,6 +457,13 @@ async fn found(
     let changed: Result<_, ChangeError> = metadata.change(&command).await;
     let (_, response) = changed.map_err(|error| Error::Bootstrap(error.to_string()))?;
     response.map(|_| ()).map_err(|rejection| Error::Bootstrap(rejection.to_string()))
+}
+
+/// Ends what the last run began to create or delete; what cannot be ended now is by its next user.
+async fn finish_topic_changes(broker: &Broker) {
+    if let Err(error) = broker.finish_topic_changes().await {
+        tracing::warn!(%error, "a topic's creation or deletion could not be finished");
+    }
 }
 
 fn start_maintenance(

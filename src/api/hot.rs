@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use tower::Service as _;
 
 use crate::api::error::{ApiError, Caller};
+use crate::api::flushes::Flushes;
 use crate::api::http::{Endpoint, Verb};
 use crate::api::{State, router, v1, v2};
 
@@ -40,6 +41,8 @@ pub(crate) type Handler = Box<dyn Fn(Request) -> Answering + Send + Sync>;
 pub struct Service {
     router: Router,
     hot: Arc<Hot>,
+    /// Those of the connection, for streams that ask.
+    flushes: Flushes,
 }
 
 struct Hot {
@@ -57,7 +60,12 @@ impl Service {
     /// Makes the service of all faces.
     pub fn new(state: &Arc<State>) -> Self {
         let hot = Hot { v1: v1::produce_handler(state), v2: v2::produce_handler(state) };
-        Self { router: router(state), hot: Arc::new(hot) }
+        Self { router: router(state), hot: Arc::new(hot), flushes: Flushes::default() }
+    }
+
+    /// Makes the service of one connection, whose socket notes its flushes there.
+    pub fn of_connection(&self, flushes: Flushes) -> Self {
+        Self { router: self.router.clone(), hot: Arc::clone(&self.hot), flushes }
     }
 }
 
@@ -108,7 +116,7 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
     type Error = Infallible;
     type Future = Answering;
 
-    fn call(&self, request: hyper::Request<Incoming>) -> Answering {
+    fn call(&self, mut request: hyper::Request<Incoming>) -> Answering {
         // HTTP/2 refuses such a head by itself.
         if head_bytes(request.headers()) > HEAD_BYTES_MAX as usize {
             let refusal = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
@@ -116,7 +124,12 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
         }
         match self.hot.find(request.method(), request.uri()) {
             Some(handler) => handler(request.map(Body::new)),
-            None => Box::pin(self.router.clone().call(request)),
+            None => {
+                if request.method() == Method::GET {
+                    request.extensions_mut().insert(self.flushes.clone());
+                }
+                Box::pin(self.router.clone().call(request))
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod ops;
 
 mod body;
 mod cursor;
+mod flushes;
 mod hot;
 mod http;
 mod json;
@@ -43,6 +44,7 @@ use crate::metrics::Metrics;
 use crate::tasks::Tracker;
 use crate::types::Principal;
 
+pub use flushes::Flushes;
 pub use hot::{HEAD_BYTES_MAX, Service};
 pub use v2::Consumers;
 

@@ -93,6 +93,23 @@ impl Client {
         self.http.request(method, url)
     }
 
+    /// Starts a request to `/v1/groups` or what is below it; names may have any characters.
+    pub(super) fn groups(
+        &self,
+        method: Method,
+        below: &[&str],
+        query: &[(&str, &str)],
+    ) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(["v1", "groups"]).extend(below);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.http.request(method, url)
+    }
+
     /// Returns the server's URL, for messages.
     pub(super) fn url(&self) -> &str {
         self.base.as_str()
@@ -171,6 +188,14 @@ mod tests {
         let client = Client::new("http://h:1").unwrap();
         let list = client.topics(Method::GET, None, "", &[]).build().unwrap();
         assert_eq!(list.url().as_str(), "http://h:1/v1/topics");
+    }
+
+    #[test]
+    fn names_of_groups_are_one_segment() {
+        let client = Client::new("http://h:1/x/").unwrap();
+        let request = client.groups(Method::GET, &["a/b c", "offsets"], &[("limit", "1")]);
+        let url = request.build().unwrap().url().to_string();
+        assert_eq!(url, "http://h:1/x/v1/groups/a%2Fb%20c/offsets?limit=1");
     }
 
     #[test]

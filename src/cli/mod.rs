@@ -11,6 +11,8 @@
 mod client;
 mod consume;
 mod failures;
+mod group;
+mod group_consume;
 mod input;
 mod produce;
 mod progress;
@@ -65,6 +67,8 @@ pub enum Remote {
     Produce(ProduceArgs),
     /// Read records, one JSON object a line.
     Consume(ConsumeArgs),
+    /// List, describe, reset and delete consumer groups.
+    Group(GroupArgs),
 }
 
 /// A command that reads the files of a node that is stopped.
@@ -281,8 +285,68 @@ pub struct ConsumeArgs {
     #[arg(long)]
     skip_damaged: bool,
     /// Print the cursor to go on from to standard error at the end.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "group")]
     cursor: bool,
+    /// Read as a member of this group: it shares the partitions with the others, goes on where the
+    /// group is, and commits what was printed. Without --follow it ends where the topic ended when
+    /// the partitions were assigned. `--from` is for partitions without a committed offset.
+    #[arg(long, short, conflicts_with_all = ["partition", "offset"])]
+    group: Option<String>,
+    /// Makes the member static: started again, it gets its partitions back without a rebalance.
+    #[arg(long, requires = "group")]
+    instance_id: Option<String>,
+}
+
+/// `eddyline group ...`
+#[derive(Debug, Args)]
+pub struct GroupArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(subcommand)]
+    command: GroupCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupCommand {
+    /// List groups by name: state, members, lag.
+    List,
+    /// Show a group: its members, offsets, lag and last rebalances.
+    Describe {
+        /// Its name.
+        group: String,
+    },
+    /// Move the committed offsets of a group without members.
+    Reset(ResetArgs),
+    /// Delete a group without members, with its offsets.
+    Delete {
+        /// Its name.
+        group: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ResetArgs {
+    /// The group's name.
+    group: String,
+    /// The topic.
+    #[arg(long)]
+    topic: String,
+    /// A partition; may be given several times. All of the topic without it.
+    #[arg(long = "partition", short)]
+    partitions: Vec<u32>,
+    /// Where to: earliest, latest or a time (RFC 3339).
+    #[arg(long, required_unless_present_any = ["to_offset", "shift"],
+        conflicts_with_all = ["to_offset", "shift"])]
+    to: Option<String>,
+    /// To an offset.
+    #[arg(long, conflicts_with = "shift")]
+    to_offset: Option<u64>,
+    /// By so many records on or, negative, back.
+    #[arg(long, allow_negative_numbers = true)]
+    shift: Option<i64>,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -341,7 +405,11 @@ pub async fn run(command: Remote) -> ExitCode {
     let outcome = match command {
         Remote::Topic(args) => topic::run(args).await,
         Remote::Produce(args) => produce::run(args).await,
-        Remote::Consume(args) => consume::run(args).await,
+        Remote::Consume(args) => match args.group.clone() {
+            Some(group) => group_consume::run(args, &group).await,
+            None => consume::run(args).await,
+        },
+        Remote::Group(args) => group::run(args).await,
     };
     match outcome {
         Ok(code) => code,
@@ -402,6 +470,10 @@ mod tests {
             &["topic", "create", "a/b"],
             &["produce"],
             &["nonsense"],
+            &["consume", "t", "--group", "g", "--partition", "1"],
+            &["consume", "t", "--instance-id", "i"],
+            &["group", "reset", "g", "--topic", "t"],
+            &["group", "reset", "g", "--topic", "t", "--to", "earliest", "--shift", "-1"],
         ] {
             assert!(parsed(words).is_err(), "{words:?}");
         }

@@ -17,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
+use crate::api::Flushes;
+
 /// The places that connections take.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -69,11 +71,12 @@ pub(super) struct Paced<S> {
     /// When the write that waits gives up; made for the first that has to.
     deadline: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
+    flushes: Flushes,
 }
 
 impl<S> Paced<S> {
-    pub(super) fn new(stream: S, stall_max: Duration) -> Self {
-        Self { stream, stall_max, deadline: None, is_waiting: false }
+    pub(super) fn new(stream: S, stall_max: Duration, flushes: Flushes) -> Self {
+        Self { stream, stall_max, deadline: None, is_waiting: false, flushes }
     }
 
     /// Looks at the clock where a write has to wait.
@@ -131,7 +134,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Of TCP there is nothing to flush.
+        // Of TCP there is nothing to flush: all that was written before is in the socket.
+        self.flushes.note();
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -152,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_takes_nothing_ends_the_write() {
         let (near, _far) = tokio::io::duplex(100);
-        let mut near = Paced::new(near, STALL_MAX);
+        let mut near = Paced::new(near, STALL_MAX, Flushes::default());
         let error = near.write_all(&[0; 1000]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -160,7 +164,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_that_is_slow_gets_everything() {
         let (near, mut far) = tokio::io::duplex(100);
-        let mut near = Paced::new(near, STALL_MAX);
+        let mut near = Paced::new(near, STALL_MAX, Flushes::default());
         let reading = async {
             let mut some = [0; 50];
             for _ in 0..20 {
@@ -175,7 +179,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_is_no_stall() {
         let (near, mut far) = tokio::io::duplex(100);
-        let mut near = Paced::new(near, STALL_MAX);
+        let mut near = Paced::new(near, STALL_MAX, Flushes::default());
         for _ in 0..3 {
             near.write_all(b"event").await.unwrap();
             far.read_exact(&mut [0; 5]).await.unwrap();

@@ -107,7 +107,8 @@ fn serve_connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let service = service.clone();
+    let flushes = api::Flushes::default();
+    let service = service.of_connection(flushes.clone());
     let (builder, watcher, stop) = (builder.clone(), graceful.watcher(), tasks.stop_token());
     tasks.spawn(async move {
         let _place = place;
@@ -116,7 +117,7 @@ fn serve_connection(
             tracing::debug!("a connection ended before it had begun");
             return;
         }
-        let stream = TokioIo::new(Paced::new(stream, timers.answer_stall));
+        let stream = TokioIo::new(Paced::new(stream, timers.answer_stall, flushes));
         let connection = builder.serve_connection_with_upgrades(stream, service);
         if let Err(error) = watcher.watch(connection.into_owned()).await {
             tracing::debug!(%error, "connection ended");

@@ -10,6 +10,7 @@ mod pressure;
 mod retention;
 mod support;
 mod v1_contract;
+mod v1_group_events;
 mod v1_groups;
 mod v1_limits;
 mod v1_produce;

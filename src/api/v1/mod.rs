@@ -6,8 +6,11 @@
 //! - unknown query parameters and unknown JSON members are refused by name;
 //! - an answer says of each record either where it was written or why not, in order.
 
+mod delivery;
+mod group_tail;
 mod groups;
 mod lines;
+mod member;
 mod page;
 mod plan;
 pub(crate) mod produce;
@@ -27,6 +30,7 @@ use utoipa::OpenApi;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code, Problem};
+use crate::api::flushes::Flushes;
 use crate::api::hot::{self, Handler};
 use crate::api::http::{Verb, negotiate, route, topic_in_path};
 use crate::broker::Topic;
@@ -144,8 +148,12 @@ async fn read(state: Arc<State>, request: Request) -> Result<Response, ApiError>
     let (parts, _) = request.into_parts();
     let answer = negotiate(&parts.headers, &[JSON, NDJSON, EVENT_STREAM])?;
     let streams = answer == EVENT_STREAM;
-    let parameters = plan::parse(&parts, streams)?;
+    let mut parameters = plan::parse(&parts, streams)?;
     let topic = topic_of(&state, &parts)?;
+    if let (true, Some(member)) = (streams, parameters.member.take()) {
+        let flushes = parts.extensions.get::<Flushes>().cloned();
+        return group_tail::answer(state, topic, (parameters, member), flushes).await;
+    }
     if streams {
         return tail::answer(state, topic, parameters).await;
     }

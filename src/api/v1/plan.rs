@@ -11,6 +11,7 @@ use crate::api::cursor::Cursor;
 use crate::api::error::{ApiError, Code};
 use crate::api::http::{bad_parameter, query, repeated_parameter, unknown_parameter};
 use crate::api::json::records_out::Format;
+use crate::api::v1::member::Commit;
 use crate::broker::{OnDamage, ReadError, Search, Start, Topic};
 use crate::record::Record;
 use crate::types::limits::{READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_MS_MAX};
@@ -69,6 +70,28 @@ pub(super) struct ReadParameters {
     skip_damaged: Option<bool>,
     /// Events only: like the header `Last-Event-ID`, for a first connect.
     last_event_id: Option<String>,
+    /// Events only: the stream is a member of this group for as long as it is open. `from` is then
+    /// `earliest` or `latest`, for partitions whose offset the group has not committed.
+    group: Option<String>,
+    /// With `group`: who commits. `manual` is the client, by `POST /v1/groups/{group}/offsets` with
+    /// the `member_id` and `epoch` of the last `assigned` event. `auto` is the server: every 5 s,
+    /// and at the end, what the connection's socket had accepted 5 s before; there is no
+    /// acknowledgement in it, so records can be lost that were on the way when the client died.
+    #[param(default = "manual")]
+    commit: Option<String>,
+    /// With `group`: makes the member static, so that a reconnect moves no partitions.
+    instance_id: Option<String>,
+}
+
+/// How a stream is a member of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AsMember {
+    /// The group.
+    pub(super) group: String,
+    /// The name of a static member.
+    pub(super) instance_id: Option<String>,
+    /// Who commits.
+    pub(super) commit: Commit,
 }
 
 /// The parameters of a read.
@@ -88,6 +111,8 @@ pub(super) struct Parameters {
     pub(super) filter: Filter,
     /// What happens at a damaged range.
     pub(super) on_damage: OnDamage,
+    /// The membership that a stream is, if it is one.
+    pub(super) member: Option<AsMember>,
 }
 
 /// Where a read starts.
@@ -140,8 +165,10 @@ pub(super) fn parse(parts: &Parts, streams: bool) -> Result<Parameters, ApiError
     for (name, value) in query(&parts.uri)? {
         given.set(&name, value, streams)?;
     }
-    // Also without events: the one place that has room for the cursor of a very large topic.
-    if let Some(id) = parts.headers.get("last-event-id").filter(|id| !id.is_empty()) {
+    // Also without events: the one place that has room for the cursor of a very large topic. A
+    // stream with a group sends no ids, so one that comes is of another stream.
+    let wanted = given.group.is_none();
+    if let Some(id) = parts.headers.get("last-event-id").filter(|id| wanted && !id.is_empty()) {
         let id = id.to_str().map_err(|_| {
             ApiError::invalid_request("the header Last-Event-ID is not a cursor of this server")
         })?;
@@ -164,6 +191,9 @@ struct Given<'a> {
     format: Option<Format>,
     filter: Filter,
     skip_damaged: Option<bool>,
+    group: Option<Cow<'a, str>>,
+    instance_id: Option<Cow<'a, str>>,
+    commit: Option<Commit>,
 }
 
 impl<'a> Given<'a> {
@@ -206,9 +236,15 @@ impl<'a> Given<'a> {
             "skip_damaged" => self.skip_damaged.replace(boolean(name, text)?).is_none(),
             "from" => self.from.replace(value).is_none(),
             "last_event_id" if streams => self.last_event_id.replace(value).is_none(),
-            "group" | "commit" | "instance_id" if streams => {
-                let detail = format!("'{name}': consumer groups are not available yet");
-                return Err(ApiError::invalid_request(detail));
+            "group" if streams => self.group.replace(value).is_none(),
+            "instance_id" if streams => self.instance_id.replace(value).is_none(),
+            "commit" if streams => {
+                let commit = match text {
+                    "auto" => Commit::Auto,
+                    "manual" => Commit::Manual,
+                    _ => return Err(bad_parameter(name, text, "auto or manual")),
+                };
+                self.commit.replace(commit).is_none()
             }
             _ => return Err(unknown_parameter(name)),
         };
@@ -219,7 +255,9 @@ impl<'a> Given<'a> {
     }
 
     fn finish(self, streams: bool) -> Result<Parameters, ApiError> {
+        let member = self.member()?;
         Ok(Parameters {
+            member,
             from: self.start(streams)?,
             limit: self.limit.unwrap_or(LIMIT_DEFAULT),
             max_bytes: self.max_bytes.unwrap_or(BYTES_DEFAULT),
@@ -232,6 +270,35 @@ impl<'a> Given<'a> {
                 OnDamage::Fail
             },
         })
+    }
+
+    fn member(&self) -> Result<Option<AsMember>, ApiError> {
+        let Some(group) = &self.group else {
+            let alone =
+                [("commit", self.commit.is_some()), ("instance_id", self.instance_id.is_some())];
+            return match alone.into_iter().find(|(_, given)| *given) {
+                Some((name, _)) => {
+                    Err(ApiError::invalid_request(format!("'{name}' needs 'group'")))
+                }
+                None => Ok(None),
+            };
+        };
+        let is_place = |from: &str| matches!(from, "earliest" | "latest");
+        let excluded = self.partitions.is_some()
+            || self.partition.is_some()
+            || self.offset.is_some()
+            || self.last_event_id.is_some()
+            || !self.from.as_deref().is_none_or(is_place);
+        if excluded {
+            let detail = "the group says where 'group' reads: of places only 'from' with \
+                'earliest' or 'latest' goes with it, for partitions without an offset";
+            return Err(ApiError::invalid_request(detail));
+        }
+        Ok(Some(AsMember {
+            group: group.to_string(),
+            instance_id: self.instance_id.as_ref().map(ToString::to_string),
+            commit: self.commit.unwrap_or(Commit::Manual),
+        }))
     }
 
     fn start(&self, streams: bool) -> Result<From, ApiError> {

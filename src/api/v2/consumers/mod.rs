@@ -38,44 +38,45 @@ use crate::api::{State, body};
 
 pub use registry::Consumers;
 
-/// Paths of consumers, for the router and the API document.
-mod paths {
-    pub(super) const GROUP: &str = "/consumers/{group}";
-    pub(super) const INSTANCE: &str = "/consumers/{group}/instances/{instance}";
-    pub(super) const SUBSCRIPTION: &str = "/consumers/{group}/instances/{instance}/subscription";
-    pub(super) const ASSIGNMENTS: &str = "/consumers/{group}/instances/{instance}/assignments";
-    pub(super) const RECORDS: &str = "/consumers/{group}/instances/{instance}/records";
-    pub(super) const OFFSETS: &str = "/consumers/{group}/instances/{instance}/offsets";
-    pub(super) const POSITIONS: &str = "/consumers/{group}/instances/{instance}/positions";
-    pub(super) const BEGINNING: &str =
-        "/consumers/{group}/instances/{instance}/positions/beginning";
-    pub(super) const END: &str = "/consumers/{group}/instances/{instance}/positions/end";
-}
+// Paths of consumers, for the router and the API document.
+const GROUP: &str = "/consumers/{group}";
+const INSTANCE: &str = "/consumers/{group}/instances/{instance}";
+const SUBSCRIPTION: &str = "/consumers/{group}/instances/{instance}/subscription";
+const ASSIGNMENTS: &str = "/consumers/{group}/instances/{instance}/assignments";
+const RECORDS: &str = "/consumers/{group}/instances/{instance}/records";
+const OFFSETS: &str = "/consumers/{group}/instances/{instance}/offsets";
+const POSITIONS: &str = "/consumers/{group}/instances/{instance}/positions";
+const BEGINNING: &str = "/consumers/{group}/instances/{instance}/positions/beginning";
+const END: &str = "/consumers/{group}/instances/{instance}/positions/end";
 
 /// Makes the routes of consumers.
 pub(super) fn router(state: &Arc<State>) -> Router {
     use Verb::{Delete, Get, Post};
-    let subscription = route(state, (Post, paths::SUBSCRIPTION), caller, subscription::subscribe)
-        .merge(route(state, (Get, paths::SUBSCRIPTION), caller, subscription::show))
-        .merge(route(state, (Delete, paths::SUBSCRIPTION), caller, subscription::unsubscribe));
-    let assignments = route(state, (Post, paths::ASSIGNMENTS), caller, subscription::assign)
-        .merge(route(state, (Get, paths::ASSIGNMENTS), caller, subscription::assignments));
-    let offsets = route(state, (Post, paths::OFFSETS), caller, offsets::commit).merge(route(
+    let subscription = route(state, (Post, SUBSCRIPTION), caller, subscription::subscribe)
+        .merge(route(state, (Get, SUBSCRIPTION), caller, subscription::show))
+        .merge(route(state, (Delete, SUBSCRIPTION), caller, subscription::unsubscribe));
+    let assignments = route(state, (Post, ASSIGNMENTS), caller, subscription::assign).merge(route(
         state,
-        (Get, paths::OFFSETS),
+        (Get, ASSIGNMENTS),
+        caller,
+        subscription::assignments,
+    ));
+    let offsets = route(state, (Post, OFFSETS), caller, offsets::commit).merge(route(
+        state,
+        (Get, OFFSETS),
         caller,
         offsets::committed,
     ));
     Router::new()
-        .route(paths::GROUP, route(state, (Post, paths::GROUP), caller, create::create))
-        .route(paths::INSTANCE, route(state, (Delete, paths::INSTANCE), caller, create::delete))
-        .route(paths::SUBSCRIPTION, subscription)
-        .route(paths::ASSIGNMENTS, assignments)
-        .route(paths::RECORDS, route(state, (Get, paths::RECORDS), caller, poll::records))
-        .route(paths::OFFSETS, offsets)
-        .route(paths::POSITIONS, route(state, (Post, paths::POSITIONS), caller, offsets::seek))
-        .route(paths::BEGINNING, route(state, (Post, paths::BEGINNING), caller, offsets::beginning))
-        .route(paths::END, route(state, (Post, paths::END), caller, offsets::end))
+        .route(GROUP, route(state, (Post, GROUP), caller, create::create))
+        .route(INSTANCE, route(state, (Delete, INSTANCE), caller, create::delete))
+        .route(SUBSCRIPTION, subscription)
+        .route(ASSIGNMENTS, assignments)
+        .route(RECORDS, route(state, (Get, RECORDS), caller, poll::records))
+        .route(OFFSETS, offsets)
+        .route(POSITIONS, route(state, (Post, POSITIONS), caller, offsets::seek))
+        .route(BEGINNING, route(state, (Post, BEGINNING), caller, offsets::beginning))
+        .route(END, route(state, (Post, END), caller, offsets::end))
 }
 
 /// Describes consumers.
