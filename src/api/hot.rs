@@ -23,7 +23,7 @@ use crate::api::flushes::Flushes;
 use crate::api::http::{Endpoint, Verb};
 use crate::api::{State, router, v1, v2};
 
-/// Bytes of a request's head, each field counted with [`FIELD_BYTES`] beside its name and value.
+/// Bytes of a request's head, each field counted with what it takes beside its name and value.
 /// The cursor of a topic with 10,000 partitions takes up to 144 KiB and has to fit.
 pub const HEAD_BYTES_MAX: u32 = 160 * 1024;
 

@@ -222,8 +222,11 @@ impl Reader<'_> {
     async fn commit(&mut self, next: &BTreeMap<u32, u64>) -> anyhow::Result<()> {
         let member = self.member.as_mut().context("the server sent records without partitions")?;
         let topic = self.args.topic.as_str();
-        let offset = |(partition, offset): (&u32, &u64)| json!({"topic": topic, "partition": partition, "offset": offset});
-        let offsets: Vec<_> = next.iter().map(offset).collect();
+        let one = |(partition, offset): (&u32, &u64)| {
+            let (partition, offset) = (*partition, *offset);
+            json!({"topic": topic, "partition": partition, "offset": offset})
+        };
+        let offsets: Vec<_> = next.iter().map(one).collect();
         let Assigned { member_id, epoch, .. } = member;
         let body = json!({"offsets": offsets, "member_id": member_id, "epoch": epoch});
         let path = [self.group, "offsets"];

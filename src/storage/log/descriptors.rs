@@ -2,7 +2,7 @@
 //! do.
 //!
 //! Using an open file costs its segment's lock and nothing shared. Opening one beyond the bound
-//! closes others: the longest unused clean ones. Dirty ones may exceed it up to twice as many, since
+//! closes others: the longest unused clean ones. Dirty ones may exceed it up to twice as many, as
 //! syncing one takes the thread that opens, which is the one that applies: before that a checkpoint
 //! is asked for, which syncs them elsewhere. Only at the second bound the opening thread syncs.
 //!
