@@ -101,6 +101,7 @@ pub struct Member {
     /// The epoch that it has reached: the group's, unless it has something to give up.
     pub epoch: Epoch,
     /// What the newest target gives it.
+    #[serde(with = "shares")]
     pub target: BTreeSet<TopicPartition>,
     /// What it may read, each with the epoch at which it got it.
     #[serde(with = "holdings")]
@@ -569,6 +570,29 @@ impl Group {
         {
             last.took_ms = Some(u64::try_from(at.millis_since(last.at)).unwrap_or(0));
         }
+    }
+}
+
+/// Partitions as a list of pairs, which is a third of a list of objects.
+mod shares {
+    use std::collections::BTreeSet;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::types::{PartitionId, TopicId, TopicPartition};
+
+    pub(super) fn serialize<S: Serializer>(
+        share: &BTreeSet<TopicPartition>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(share.iter().map(|of| (of.topic, of.partition)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeSet<TopicPartition>, D::Error> {
+        let list: Vec<(TopicId, PartitionId)> = Vec::deserialize(deserializer)?;
+        Ok(list.into_iter().map(|(topic, partition)| TopicPartition { topic, partition }).collect())
     }
 }
 

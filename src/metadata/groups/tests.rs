@@ -216,3 +216,59 @@ fn a_group_with_members_cannot_be_deleted_or_lose_offsets() {
         assert_eq!(image.group("g0").is_none(), gone);
     }
 }
+
+/// One of each command about groups, in an order in which all are accepted.
+fn golden_commands() -> Vec<Command> {
+    let since = Fence::Since { member: member(1), epoch: Epoch::new(1) };
+    let exact = Fence::Exact { member: member(1), epoch: Epoch::new(1) };
+    let pattern = "[ab]".to_owned();
+    let matched = BTreeSet::from([name("a")]);
+    let selection = Selection::Pattern { pattern, matched: matched.clone() };
+    let given_up = TopicPartition { topic: topic_id(1), partition: PartitionId::ZERO };
+    let (epoch, partitions) = (Epoch::new(2), vec![given_up]);
+    let timed_out = Change::RevocationTimedOut { member: member(2), epoch };
+    let matched = vec![(member(2), BTreeSet::from([name("a"), name("b")]))];
+    let only = DeleteOffsets {
+        group: group(1),
+        topic_id: topic_id(0),
+        partition: Some(PartitionId::ZERO),
+    };
+    founded([
+        join(0, 1, Some(1), &["a", "b"]),
+        Command::CommitOffsets {
+            commits: vec![commit(0, since, 0, 1, 7), commit(0, exact, 1, 0, 8)],
+        },
+        join(0, 2, None, &["b"]),
+        change(0, Change::Subscribe { member: member(2), selection }),
+        change(0, Change::Revoked { member: member(1), epoch, partitions }),
+        change(0, timed_out),
+        change(0, Change::TopicsChanged { matched }),
+        Command::CommitOffsets { commits: vec![commit(1, Fence::Empty, 0, 0, 9)] },
+        Command::DeleteOffsets(only),
+        Command::DeleteGroup { group: group(1) },
+        join(2, 3, None, &["c"]),
+        leave(2, 3),
+        Command::ExpireOffsets(ExpireOffsets { groups: vec![group(2)], before: time(0) }),
+    ])
+}
+
+fn golden(file: &str) -> Vec<u8> {
+    let path = std::path::Path::new("tests/data/metadata-v1").join(file);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn golden_commands_and_image_of_groups_are_understood_for_ever() {
+    let commands = golden_commands();
+    let (image, answers) = run(&commands);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let stored = golden("groups-commands.txt");
+    let lines: Vec<&[u8]> = stored.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()).collect();
+    assert_eq!(lines.len(), commands.len());
+    for (line, command) in lines.iter().zip(&commands) {
+        assert_eq!(&Command::decode(line).unwrap(), command);
+        assert_eq!(&command.encode().unwrap()[..], *line);
+    }
+    assert_eq!(Image::decode(&golden("groups-image.bin")).unwrap(), image);
+    assert_eq!(golden("groups-image.bin"), image.encode().unwrap());
+}
