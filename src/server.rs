@@ -208,11 +208,10 @@ impl Server {
         finish_topic_changes(&broker).await;
         start_maintenance(config, &broker, (&fs, ballast), &tasks);
         observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
-        let limits = http::limits(config);
         let state = Arc::new(api::State {
             broker: broker.clone(),
-            ws: api::ws::Shared::new(&limits.ws, &metrics.ws),
-            config: limits,
+            ws: api::ws::Shared::new(&http::limits(config).ws, &metrics.ws),
+            config: http::limits(config),
             clock,
             metrics,
             changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),

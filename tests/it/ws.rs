@@ -377,3 +377,39 @@ async fn bad_requests_are_refused_and_the_socket_goes_on() {
     client.records(&mut BTreeMap::new(), 1).await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_reader_that_retention_has_passed_is_told_what_it_lost() {
+    let server = Server::start_with(&[("storage.retention_interval", "100ms")]).await;
+    let configs = json!({"segment.bytes": 65536, "retention.bytes": 100_000});
+    let body = json!({"partitions": 1, "configs": configs});
+    let put = server.request(Method::PUT, "/v1/topics/t").json(&body);
+    assert_eq!(Reply::of(put).await.status, 201);
+    let write = async |count: u32| {
+        let value = "x".repeat(1000);
+        for _ in 0..count / 10 {
+            let records: Vec<_> = (0..10).map(|_| json!({"value": value})).collect();
+            let post = server.request(Method::POST, "/v1/topics/t/records").json(&records);
+            assert_eq!(Reply::of(post).await.status, 200);
+        }
+    };
+    write(20).await;
+    let subscribe = json!({"topic": "t", "from": {"at": "earliest"}, "credit": {"records": 5}});
+    let (mut client, _) = Client::subscribed(&server, subscribe).await;
+    client.records(&mut BTreeMap::from([(0, 0)]), 5).await;
+    write(400).await;
+    let log_start = crate::support::eventually("retention has passed the reader", async || {
+        let shown = server.request(Method::GET, "/v1/topics/t");
+        let start = Reply::of(shown).await.json()["details"][0]["log_start_offset"].as_i64();
+        start.filter(|start| *start > 200)
+    })
+    .await;
+    client.send(json!({"type": "credit", "id": 1, "records": 5})).await;
+    let gap = client.next_of("gap").await;
+    let to = gap["to"].as_i64().unwrap();
+    assert_eq!((&gap["from"], &gap["reason"]), (&json!(5), &json!("retention")));
+    assert!(to >= log_start - 1, "{gap}");
+    let records = client.records(&mut BTreeMap::from([(0, to + 1)]), 5).await;
+    assert_eq!(offsets(&records), (to + 1..to + 6).collect::<Vec<_>>());
+    server.stop().await;
+}

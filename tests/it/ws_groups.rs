@@ -84,3 +84,51 @@ async fn a_member_whose_topic_is_deleted_is_told() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn members_share_partitions_and_hand_them_over_when_all_is_committed() {
+    let server = Server::start().await;
+    topic(&server, "t", 2).await;
+    fill(&server, "t", 0, 0..10).await;
+    fill(&server, "t", 1, 0..10).await;
+    let (mut first, _) = Client::subscribed(&server, member("g")).await;
+    assert_eq!(first.next_of("assigned").await["partitions"], json!([0, 1]));
+    first.records(&mut BTreeMap::new(), 20).await;
+    let mut second = Client::hello(&server).await;
+    let mut join = member("g");
+    let members = join.as_object_mut().unwrap();
+    members.insert("type".to_owned(), json!("subscribe"));
+    members.insert("id".to_owned(), json!(1));
+    second.send(join).await;
+    let revoking = first.next_of("revoking").await;
+    assert_eq!(revoking["deadline_ms"], 3000);
+    let given = revoking["partitions"][0].as_u64().unwrap();
+    let kept = 1 - given;
+    // All that was sent of it is committed: it is given up at once.
+    let done = json!({given.to_string(): 10, kept.to_string(): 4});
+    first.send(json!({"type": "commit", "id": 1, "offsets": done, "seq": 1})).await;
+    let mut seen = vec![first.next().await, first.next().await];
+    seen.sort_by_key(|frame| frame["type"].to_string());
+    assert_eq!(seen[0], json!({"type": "committed", "id": 1, "seq": 1}));
+    assert_eq!(seen[1], json!({"type": "revoked", "id": 1, "partitions": [given]}));
+    let assigned = loop {
+        let frame = second.next().await;
+        if frame["type"] == "assigned" && frame["partitions"] != json!([]) {
+            break frame;
+        }
+        assert!(frame["type"] == "subscribed" || frame["type"] == "assigned", "{frame}");
+    };
+    assert_eq!(assigned["start"], json!({given.to_string(): 10}));
+    // What is not a member's own it cannot commit.
+    let stolen = json!({"type": "commit", "id": 1, "offsets": {given.to_string(): 2}, "seq": 2});
+    first.send(stolen).await;
+    let refused = first.next_of("error").await;
+    assert_eq!((&refused["seq"], &refused["code"]), (&json!(2), &json!("stale_member")));
+    // A member that breaks off leaves its partition to the other one.
+    drop(second);
+    let assigned = first.next_of("assigned").await;
+    assert_eq!(assigned["start"], json!({given.to_string(): 10}));
+    fill(&server, "t", u32::try_from(given).unwrap(), 10..13).await;
+    first.records(&mut BTreeMap::from([(given, 10)]), 3).await;
+    server.stop().await;
+}

@@ -377,7 +377,9 @@ impl Subscription {
             self.quiet_until = Some(until);
             return Ok(Next::Wait(Some(until)));
         }
-        let positions = self.parts.iter().map(|part| (part.id, part.next));
+        // A member without partitions still learns that its topic is deleted.
+        let topic = self.parts.is_empty().then_some((PartitionId::ZERO, FAR));
+        let positions = self.parts.iter().map(|part| (part.id, part.next)).chain(topic);
         match self.watcher.poll_changed(context, positions) {
             Poll::Ready(Ok(())) => Ok(Next::Again),
             Poll::Ready(Err(error)) => Err(error),
