@@ -126,6 +126,7 @@ impl Reader<'_> {
             ("commit", "manual"),
             ("from", &args.from),
             ("format", args.format.as_str()),
+            ("skip_damaged", if args.skip_damaged { "true" } else { "false" }),
         ];
         query.extend(args.instance_id.iter().map(|id| ("instance_id", id.as_str())));
         query.extend(args.key.iter().map(|key| ("key", key.as_str())));
@@ -158,6 +159,7 @@ impl Reader<'_> {
                 let next = self.print(data)?;
                 self.commit(&next).await?;
             }
+            "gap" => writeln!(io::stderr(), "not there any more: {data}")?,
             "error" => return Err(serde_json::from_str::<Refusal>(data)?.into()),
             "end" => {
                 let Ended { reason } = serde_json::from_str(data)?;
