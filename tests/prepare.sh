@@ -38,6 +38,16 @@ if ! python3 -c "import websockets" 2>/dev/null && ! /usr/bin/python3 -c "import
   install websockets-for-python python3-websockets ||
     echo "prepare: skipped, the WebSocket protocol by another client: no Python package websockets"
 fi
+# A client of the REST Proxy's consumers that others wrote.
+clients="$(dirname "$0")/../target/clients"
+if ! "$clients/bin/python" -c 'import kafka_bridge_client' 2>/dev/null; then
+  python3 -c 'import ensurepip' 2>/dev/null || install venv-for-python python3-venv || true
+  if ! { python3 -m venv "$clients" &&
+    "$clients/bin/pip" install --quiet --disable-pip-version-check kafka-bridge-client==0.7.1; }; then
+    rm -rf "$clients"
+    echo "prepare: skipped, the REST Proxy client from PyPI: it could not be installed"
+  fi
+fi
 
 flights="${EDDYLINE_SHARED:-}/data/flights.ndjson.gz"
 if [ -f "$flights" ]; then

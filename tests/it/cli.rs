@@ -599,3 +599,45 @@ async fn the_quick_start_of_the_readme_works_as_it_is_written() {
     assert_eq!(count(&server, "hello").await, 2);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_group_goes_on_where_what_it_printed_ended() {
+    let server = Server::start().await;
+    let url = server.url();
+    run(url, &["topic", "create", "t", "-p", "2"]).await.good();
+    run_with_input(url, &["produce", "t"], &records(0..50)).await.good();
+    let group = ["consume", "t", "--group", "my group/1"];
+    let mut seen: Vec<u64> = Vec::new();
+    let some = run(url, &[&group[..], &["--limit", "20"]].concat()).await.good();
+    let rest = run(url, &group).await.good();
+    for record in lines(&some).iter().chain(&lines(&rest)) {
+        seen.push(record["value"].as_u64().unwrap());
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..50).collect::<Vec<_>>(), "each once: nothing broke off in between");
+    assert_eq!(run(url, &group).await.good(), "", "the end is an end");
+
+    let empty = async || {
+        let listed = run(url, &["group", "list"]).await.good();
+        (listed == "my group/1\tempty\t0\t0\n").then_some(())
+    };
+    eventually("the member leaves", empty).await;
+    let described = run(url, &["group", "describe", "my group/1"]).await.good();
+    assert!(described.starts_with("group        my group/1\nstate        empty\n"), "{described}");
+    assert!(described.contains("member_joined"), "{described}");
+
+    let reset = ["group", "reset", "my group/1", "--topic", "t", "--shift", "-5", "-p", "0"];
+    let dry = run(url, &[&reset[..], &["--dry-run"]].concat()).await.good();
+    assert_eq!(run(url, &reset).await.good(), dry);
+    let again = run(url, &group).await.good();
+    assert_eq!(lines(&again).len(), 5, "{dry}{again}");
+    let bad = run(url, &["group", "reset", "my group/1", "--topic", "t", "--to", "noon"]).await;
+    assert_eq!(bad.code, FAILURE, "{bad:?}");
+    eventually("the member leaves", async || {
+        (run(url, &["group", "delete", "my group/1"]).await.code == OK).then_some(())
+    })
+    .await;
+    let gone = run(url, &["group", "describe", "my group/1"]).await;
+    assert!(gone.err.starts_with("error: group_not_found: "), "{gone:?}");
+    server.stop().await;
+}

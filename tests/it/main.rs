@@ -3,6 +3,7 @@
 #![allow(clippy::indexing_slicing, clippy::panic, reason = "test code fails by panicking")]
 
 mod cli;
+mod clients;
 mod damage;
 mod openapi;
 mod ops;
