@@ -107,7 +107,7 @@ async fn members_share_partitions_and_hand_them_over_when_all_is_committed() {
     // All that was sent of it is committed: it is given up at once.
     let done = json!({given.to_string(): 10, kept.to_string(): 4});
     first.send(json!({"type": "commit", "id": 1, "offsets": done, "seq": 1})).await;
-    let mut seen = vec![first.next().await, first.next().await];
+    let mut seen = [first.next().await, first.next().await];
     seen.sort_by_key(|frame| frame["type"].to_string());
     assert_eq!(seen[0], json!({"type": "committed", "id": 1, "seq": 1}));
     assert_eq!(seen[1], json!({"type": "revoked", "id": 1, "partitions": [given]}));
