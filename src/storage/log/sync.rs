@@ -115,11 +115,10 @@ pub fn sync_all(targets: &[SyncTarget]) -> Result<(), Error> {
         let opened = match store.fs().open_dir(&directory) {
             // A partition that was deleted meanwhile; no checkpoint will name it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => {
-                opened.map_err(|source| store.write_failed("open", directory.clone(), source))
-            }
+            Err(error) => return Err(store.write_failed("open", directory, error)),
+            Ok(opened) => opened,
         };
-        opened?.sync().map_err(|source| store.sync_failed(directory, source))?;
+        opened.sync().map_err(|source| store.sync_failed(directory, source))?;
     }
     Ok(())
 }
