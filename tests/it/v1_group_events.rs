@@ -111,6 +111,24 @@ async fn a_stream_is_a_member_that_goes_on_where_its_client_committed() {
     let group = state(&server).await;
     assert_eq!(group["members"][0]["kind"], "sse", "{group}");
     assert_eq!(group["members"][0]["member_id"], assigned["member_id"]);
+    assert_eq!(group["members"][0]["assignment"], json!([{"topic": "t", "partition": 0}]));
+    for (method, below, body) in [
+        (Method::DELETE, "", json!(null)),
+        (Method::DELETE, "/offsets?topic=t", json!(null)),
+        (Method::POST, "/offsets/reset", json!({"topic": "t", "to": "earliest"})),
+        (
+            Method::POST,
+            "/offsets",
+            json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]}),
+        ),
+    ] {
+        let request = server.request(method, &format!("/v1/groups/g{below}"));
+        let reply = Reply::of(request.body(body.to_string())).await;
+        assert_eq!(reply.status, 409, "{below}: {}", reply.text());
+        assert_eq!(reply.json()["code"], "group_not_empty", "{below}");
+        assert_eq!(reply.json()["error_code"], 40905, "{below}");
+    }
+    assert_eq!(committed(&server).await, Some(3), "nothing was moved");
     drop(events);
     eventually("the member leaves with its connection", async || {
         (state(&server).await["state"] == "empty").then_some(())
