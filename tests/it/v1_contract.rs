@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Reply, Server};
+use crate::support::{Reply, Server, eventually};
 
 const RECORDS: &str = "/v1/topics/t/records";
 const JSON: &str = "application/json";
@@ -411,7 +411,15 @@ async fn a_dot_at_the_end_makes_another_topic_whose_files_have_no_name_of_it() {
     }
     let reply = send(&server, Method::PUT, "/v1/topics/t_", "").await;
     assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (422, &json!("invalid_name")));
-    let folders = names_in(&server.path().join("partitions"));
+    // Folders are made when records are written behind their acknowledgement.
+    let partitions = server.path().join("partitions");
+    let folders = eventually("every topic has a folder", async || {
+        Some(&partitions)
+            .filter(|path| path.exists())
+            .map(|path| names_in(path))
+            .filter(|folders| folders.len() == 3)
+    })
+    .await;
     assert!(folders.iter().all(|name| uuid::Uuid::try_parse(name).is_ok()), "{folders:?}");
     server.stop().await;
 }

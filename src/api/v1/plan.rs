@@ -570,8 +570,11 @@ mod tests {
         }
         let wait = parsed("?wait=1", None, true).unwrap_err();
         assert!(wait.code() == Code::InvalidRequest && wait.detail().contains("'wait'"));
-        let group = parsed("?group=g", None, true).unwrap_err();
-        assert!(group.detail().contains("'group'") && group.detail().contains("not available"));
+        for query in ["?group=g&partitions=0", "?group=g&partition=0&offset=1", "?commit=auto"] {
+            let group = parsed(query, None, true).unwrap_err();
+            assert!(group.detail().contains("'group'"), "{query}: {}", group.detail());
+        }
+        assert!(parsed("?group=g&from=earliest", None, true).is_ok());
     }
 
     #[test]
