@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::broker::topics::Placed;
 use crate::broker::watch::Watcher;
 use crate::broker::{Broker, ReadError, Topic};
-use crate::record::{Batch, DecompressLimit, Record};
+use crate::record::{Batch, DecompressLimit, Record, partition_for_key};
 use crate::storage::log::{self, Chunk, LogReader};
 use crate::types::{Offset, PartitionId, Principal, Timestamp};
 
@@ -294,6 +294,15 @@ struct Read<'r> {
     stopped: bool,
 }
 
+/// Returns which partition has the first turn. A page can be full before all had theirs: were it
+/// always the same one, a busy partition would starve the others. It follows from the positions
+/// alone, so that a read that is repeated gives the same page.
+fn first_turn(positions: &[(PartitionId, Offset)]) -> usize {
+    let sum = positions.iter().fold(0_i64, |sum, (_, offset)| sum.wrapping_add(offset.get()));
+    let count = u32::try_from(positions.len()).unwrap_or(u32::MAX);
+    partition_for_key(&sum.to_be_bytes(), count).index()
+}
+
 impl<'r> Read<'r> {
     fn start(request: &'r ReadRequest, end_offsets: Vec<(PartitionId, Offset)>) -> Self {
         Self {
@@ -301,7 +310,7 @@ impl<'r> Read<'r> {
             next: request.positions.clone(),
             end_offsets,
             gaps: Vec::new(),
-            turn: 0,
+            turn: first_turn(&request.positions),
             taken: 0,
             taken_bytes: 0,
             visited: 0,

@@ -358,6 +358,27 @@ async fn headers_count_towards_the_bytes_of_an_answer() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_busy_partition_does_not_keep_a_reader_from_the_others() {
+    let server = Server::start().await;
+    put_topic(&server, 3).await;
+    let record = |partition: u32| json!({"partition": partition, "value": partition});
+    produce(&server, [0, 0, 1, 2].into_iter().map(record).collect()).await;
+    let mut cursor = "earliest".to_owned();
+    let mut seen = std::collections::BTreeSet::new();
+    // One record a page, and each time more of them in the first partition.
+    for _ in 0..100 {
+        produce(&server, [0, 0].into_iter().map(record).collect()).await;
+        let read = page(&server, &format!("?limit=1&from={cursor}")).await;
+        let again = page(&server, &format!("?limit=1&from={cursor}")).await;
+        assert_eq!(read["records"], again["records"], "a repeated read gives the same page");
+        seen.insert(read["records"][0]["partition"].as_u64().unwrap());
+        cursor = read["next"].as_str().unwrap().to_owned();
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    server.stop().await;
+}
+
 /// Makes the cursor of a topic of 10,000 partitions in which much was written: no address has room
 /// for it.
 fn huge_cursor(topic_id: &str) -> String {
