@@ -291,10 +291,7 @@ impl Effective {
 
     /// Lists what was asked for and is not in this version: a node that ignored it would promise
     /// more than it keeps.
-    ///
-    /// # Errors
-    /// [`Invalid`] with one problem for each such setting.
-    pub fn refuse_unsupported(&self) -> Result<(), Invalid> {
+    fn unsupported(&self) -> impl Iterator<Item = Problem> {
         let cluster = &self.config.cluster;
         let asked = [
             ("cluster.listen", cluster.listen.is_some()),
@@ -304,12 +301,11 @@ impl Effective {
             ("cluster.tls.cert", cluster.tls.is_some()),
             ("metadata.url", self.config.metadata.url.is_some()),
         ];
-        let problems = asked.into_iter().filter(|(_, set)| *set).map(|(key, _)| Problem {
+        asked.into_iter().filter(|(_, set)| *set).map(|(key, _)| Problem {
             key: key.to_owned(),
             origin: self.origins.get(key).cloned().unwrap_or(Origin::Default),
             message: String::from("is not available in this version"),
-        });
-        Invalid::unless_empty(problems.collect())
+        })
     }
 }
 
@@ -391,6 +387,25 @@ impl Config {
 /// # Errors
 /// [`Invalid`] with every fault of every source; the process should print it and exit with 64.
 pub fn load(sources: &Sources, machine: Machine) -> Result<Effective, Invalid> {
+    let (effective, problems) = look(sources, machine);
+    Invalid::unless_empty(problems).map(|()| effective)
+}
+
+/// Reads all sources like [`load`] for a node of this version, which cannot do everything yet.
+///
+/// # Errors
+/// [`Invalid`] with every fault, and with every setting that asks for more than there is.
+pub fn load_supported(sources: &Sources, machine: Machine) -> Result<Effective, Invalid> {
+    let (effective, mut problems) = look(sources, machine);
+    let unsupported: Vec<_> = effective
+        .unsupported()
+        .filter(|asked| problems.iter().all(|problem| problem.key != asked.key))
+        .collect();
+    problems.extend(unsupported);
+    Invalid::unless_empty(problems).map(|()| effective)
+}
+
+fn look(sources: &Sources, machine: Machine) -> (Effective, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut draft = settings::Draft::default();
     let mut origins = BTreeMap::new();
@@ -427,8 +442,7 @@ pub fn load(sources: &Sources, machine: Machine) -> Result<Effective, Invalid> {
         let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
         problems.push(Problem { key: key.to_owned(), origin, message });
     }
-    Invalid::unless_empty(problems)?;
-    Ok(Effective { config, origins })
+    (Effective { config, origins }, problems)
 }
 
 /// Returns the table of all settings as lines for `--help`: key, default, meaning.

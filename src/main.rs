@@ -41,9 +41,7 @@ fn configure(args: &ServeArgs) -> Result<Effective, Invalid> {
         set: args.set(),
         flags: args.flags(),
     };
-    let effective = config::load(&sources, Machine::detect())?;
-    effective.refuse_unsupported()?;
-    Ok(effective)
+    config::load_supported(&sources, Machine::detect())
 }
 
 fn serve(config: &Config) -> anyhow::Result<()> {

@@ -458,7 +458,7 @@ async fn found(
     response.map(|_| ()).map_err(|rejection| Error::Bootstrap(rejection.to_string()))
 }
 
-/// Ends what the last run began to create or delete; what cannot be ended now is by its next user.
+/// Ends what the last run began to create or delete; what cannot be ended now is tried again later.
 async fn finish_topic_changes(broker: &Broker) {
     if let Err(error) = broker.finish_topic_changes().await {
         tracing::warn!(%error, "a topic's creation or deletion could not be finished");
@@ -484,6 +484,9 @@ fn start_maintenance(
     let stop = tasks.stop_token();
     let keeping = broker.clone();
     tasks.spawn(async move { stop.run_until_cancelled(keeping.run_groups()).await });
+    let stop = tasks.stop_token();
+    let changing = broker.clone();
+    tasks.spawn(async move { stop.run_until_cancelled(changing.run_topic_changes()).await });
     let stop = tasks.stop_token();
     let retaining = broker.clone();
     let interval = config.storage.retention_interval;

@@ -311,10 +311,9 @@ impl ApiError {
         self.0.code
     }
 
-    /// Returns whether the same request may succeed later. Damaged bytes stay damaged: whoever
-    /// reports them had no other replica to ask.
+    /// Returns whether the same request may succeed later.
     pub fn is_retriable(&self) -> bool {
-        self.0.code.is_retriable() && self.0.damage.is_none()
+        self.0.code.is_retriable()
     }
 
     /// Returns the number of the two-field form.

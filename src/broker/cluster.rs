@@ -158,6 +158,13 @@ impl Broker {
         if full {
             details.push("the disk is nearly full: produce answers 507".to_owned());
         }
+        if let Some(left) = self.inner.clock_guard.pause_left() {
+            let minutes = left.as_secs().div_ceil(60);
+            details.push(format!(
+                "the wall clock was set: nothing is deleted by time for {minutes} minutes, or \
+                 until it is confirmed"
+            ));
+        }
         Check {
             part: Part::Storage,
             ok: poisoned.is_none() && damaged.is_empty() && !full,

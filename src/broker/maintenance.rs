@@ -11,7 +11,7 @@ use crate::broker::Broker;
 use crate::shard::Shard;
 use crate::storage::ballast::Ballast;
 use crate::storage::fs::{SharedFs, Space};
-use crate::types::Timestamp;
+use crate::types::Principal;
 
 /// How often the room on the disk is looked at while there is much, and while it is full.
 const SPACE_INTERVAL: Duration = Duration::from_millis(250);
@@ -23,11 +23,6 @@ const FILL_BYTES_PER_MS: u64 = 1024 * 1024;
 const RESERVE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Share of a small disk that is kept instead.
 const RESERVE_SHARE: u64 = 32;
-/// A wall clock that differs by more than this from what the monotonic clock says was stepped.
-const STEP_MS_MAX: i64 = 60_000;
-/// After a step no retention is proposed for this long.
-const STEP_PAUSE: Duration = Duration::from_secs(3600);
-
 /// What [`Broker::watch_space`] watches.
 #[derive(Debug, Clone)]
 pub struct SpaceWatch {
@@ -93,68 +88,39 @@ impl Broker {
         queued.saturating_mul(2).saturating_add(self.inner.wal.queued_bytes())
     }
 
-    /// Proposes the log starts that retention wants, every `interval`, for ever. After the wall
-    /// clock was stepped nothing is proposed for an hour: a wrong clock must not delete data.
+    /// Proposes the log starts that retention wants, every `interval`, for ever.
     pub async fn run_retention(self, interval: Duration) {
         let mut tick = tokio::time::interval(interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut steps = StepWatch::new(self.now(), self.monotonic());
         loop {
             tick.tick().await;
-            // The time that was checked is the one that is used: the clock may be stepped in
-            // between.
-            let now = self.now();
-            if steps.is_paused(now, self.monotonic()) {
-                tracing::warn!("the wall clock was stepped: retention pauses for an hour");
-                continue;
-            }
-            for shard in self.inner.shards.values() {
-                match shard.run_retention(now).await {
-                    Ok(0) => {}
-                    Ok(moved) => tracing::info!(shard = %shard.id(), moved, "retention"),
-                    Err(error) => tracing::warn!(shard = %shard.id(), %error, "retention failed"),
-                }
+            self.retain_once().await;
+        }
+    }
+
+    /// Proposes the log starts that retention wants now, unless the wall clock cannot be trusted:
+    /// a wrong clock must not delete data.
+    pub(in crate::broker) async fn retain_once(&self) {
+        let Some(now) = self.inner.clock_guard.trusted_now() else { return };
+        for shard in self.inner.shards.values() {
+            match shard.run_retention(now).await {
+                Ok(0) => {}
+                Ok(moved) => tracing::info!(shard = %shard.id(), moved, "retention"),
+                Err(error) => tracing::warn!(shard = %shard.id(), %error, "retention failed"),
             }
         }
     }
 
-    fn now(&self) -> Timestamp {
-        self.inner.clock.now()
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.inner.clock.monotonic()
+    /// Takes the wall clock for right as it is now: an operator's word after it was set, with which
+    /// retention and the expiry of offsets go on at once.
+    pub fn confirm_clock(&self, _principal: &Principal) {
+        self.inner.clock_guard.confirm();
     }
 }
 
 /// Returns when to look at a disk again that has `spare` bytes above what must be left.
 fn until_next_look(spare: u64) -> Duration {
     Duration::from_millis(spare / FILL_BYTES_PER_MS).clamp(SPACE_INTERVAL_MIN, SPACE_INTERVAL)
-}
-
-/// Notices that the wall clock was set, by comparing it with the monotonic clock.
-struct StepWatch {
-    wall: Timestamp,
-    monotonic: Duration,
-    paused_until: Option<Duration>,
-}
-
-impl StepWatch {
-    fn new(wall: Timestamp, monotonic: Duration) -> Self {
-        Self { wall, monotonic, paused_until: None }
-    }
-
-    fn is_paused(&mut self, wall: Timestamp, monotonic: Duration) -> bool {
-        let passed = monotonic.saturating_sub(self.monotonic);
-        let passed_ms = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
-        let step = wall.millis_since(self.wall).saturating_sub(passed_ms);
-        self.wall = wall;
-        self.monotonic = monotonic;
-        if step.saturating_abs() > STEP_MS_MAX {
-            self.paused_until = Some(monotonic.saturating_add(STEP_PAUSE));
-        }
-        self.paused_until.is_some_and(|until| monotonic < until)
-    }
 }
 
 /// The room that must be left: what the write-ahead log can still take, its next file, and
@@ -169,18 +135,6 @@ fn reserve(space: Space, wal_room: u64, wal_file_bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stepped_wall_clock_pauses_retention_for_an_hour() {
-        let wall = |ms: i64| Timestamp::from_millis(1_764_000_000_000 + ms);
-        let mono = Duration::from_secs;
-        let mut steps = StepWatch::new(wall(0), mono(0));
-        assert!(!steps.is_paused(wall(300_000), mono(300)), "both clocks moved alike");
-        assert!(steps.is_paused(wall(400_000 + 86_400_000), mono(400)), "a day ahead");
-        assert!(steps.is_paused(wall(400_000 + 86_400_000 + 3_000_000), mono(3_400)));
-        assert!(!steps.is_paused(wall(400_000 + 86_400_000 + 3_600_000), mono(4_000)));
-        assert!(steps.is_paused(wall(0), mono(4_100)), "back again");
-    }
 
     #[test]
     fn the_reserve_fits_small_disks() {

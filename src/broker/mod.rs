@@ -11,6 +11,7 @@
 //!
 //! [`Principal`]: crate::types::Principal
 
+mod clock_guard;
 mod cluster;
 mod error;
 mod groups;
@@ -47,6 +48,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::SmallRng;
 
+use crate::broker::clock_guard::ClockGuard;
 use crate::broker::turns::Turns;
 use crate::clock::SharedClock;
 pub use crate::groups::{
@@ -123,6 +125,8 @@ struct Inner {
     wal: Wal,
     store: Arc<Store>,
     clock: SharedClock,
+    /// Asked by all who delete by wall time.
+    clock_guard: ClockGuard,
     metrics: Arc<Metrics>,
     storage_full: Arc<AtomicBool>,
     config: Config,
@@ -145,6 +149,8 @@ impl fmt::Debug for Broker {
 impl Broker {
     /// Assembles a broker.
     pub fn new(parts: BrokerParts) -> Self {
+        let written = parts.shards.values().filter_map(Shard::last_write).max();
+        let clock_guard = ClockGuard::new(Arc::clone(&parts.clock), written);
         Self {
             inner: Arc::new(Inner {
                 node: parts.node,
@@ -153,6 +159,7 @@ impl Broker {
                 wal: parts.wal,
                 store: parts.store,
                 clock: parts.clock,
+                clock_guard,
                 metrics: parts.metrics,
                 storage_full: parts.storage_full,
                 config: parts.config,

@@ -487,3 +487,119 @@ async fn a_disk_that_takes_no_new_file_refuses_records_and_loses_none() {
     assert_eq!(read_all(&node.broker, &topic).await, expected);
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_set_deletes_no_records_until_it_is_confirmed() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    let broker = &node.broker;
+    let configs = vec![("retention.ms".to_owned(), "60000".to_owned())];
+    let asked = CreateTopic { partitions: Some(1), configs, ..CreateTopic::default() };
+    let (_, topic) = broker.create_topic(&anyone(), "t", asked).await.unwrap();
+    produce(broker, &topic, "k", "1".to_owned()).await;
+    let log_start = async || broker.bounds(&anyone(), &topic, PartitionId::ZERO).await.unwrap().0;
+    clock.step_wall(24 * 3600 * 1000);
+    broker.retain_once().await;
+    assert_eq!(log_start().await, Offset::ZERO);
+    let details: Vec<_> = broker.checks().into_iter().filter_map(|check| check.detail).collect();
+    assert!(details.iter().any(|detail| detail.contains("the wall clock was set")), "{details:?}");
+    broker.confirm_clock(&anyone());
+    broker.retain_once().await;
+    assert_eq!(log_start().await.get(), 1);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_with_a_wrong_clock_deletes_no_records() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    let (partition, _) = produce(&node.broker, &topic, "k", "1".to_owned()).await;
+    let partition = PartitionId::new(partition).unwrap();
+    node.stop().await;
+    // A year ahead.
+    clock.step_wall(365 * 24 * 3600 * 1000);
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic(&anyone(), "t").unwrap();
+    node.broker.retain_once().await;
+    let bounds = node.broker.bounds(&anyone(), &topic, partition).await.unwrap();
+    assert_eq!((bounds.0.get(), bounds.1.get()), (0, 1));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn append_time_never_goes_back_whatever_the_clock_does() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let start = clock_ms(&clock);
+    let mut node = Node::start(&fs, &clock).await;
+    let configs = vec![("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())];
+    let asked = CreateTopic { partitions: Some(1), configs, ..CreateTopic::default() };
+    node.broker.create_topic(&anyone(), "t", asked).await.unwrap();
+    let mut times = Vec::new();
+    for is_restarted in [false, false, true] {
+        if is_restarted {
+            node.shard.checkpoint().await.unwrap();
+            node.stop().await;
+            node = Node::start(&fs, &clock).await;
+        }
+        let topic = node.broker.topic(&anyone(), "t").unwrap();
+        let outcomes =
+            node.broker.produce(&anyone(), &topic, &[record("k", "1".to_owned())]).unwrap().await;
+        times.push(outcomes.iter().next().unwrap().unwrap().timestamp.as_millis());
+        clock.step_wall(-10_000);
+    }
+    assert_eq!(times, [start, start, start]);
+    node.stop().await;
+}
+
+fn clock_ms(clock: &Arc<ManualClock>) -> i64 {
+    crate::clock::Clock::now(clock.as_ref()).as_millis()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_whose_creator_went_away_is_finished_or_can_be_deleted() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let broker = &node.broker;
+    let begin = async |name: &str| {
+        let command = Command::CreateTopic(metadata::CreateTopic {
+            topic_id: crate::types::TopicId::new(Uuid::now_v7()),
+            name: TopicName::parse_for_write(name).unwrap(),
+            partitions: 2,
+            replication_factor: 1,
+            config: crate::types::TopicConfig::default(),
+            created_at: Timestamp::from_millis(0),
+            principal: anyone(),
+        });
+        node.metadata.change(&command).await.unwrap().1.unwrap();
+        let unfinished = broker.topic(&anyone(), name);
+        assert!(matches!(unfinished, Err(TopicError::Unavailable(_))), "{unfinished:?}");
+    };
+    begin("deleted").await;
+    broker.delete_topic(&anyone(), "deleted").await.unwrap();
+    begin("finished").await;
+    node.tasks.spawn(broker.clone().run_topic_changes());
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while broker.topic(&anyone(), "finished").is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "nobody finished it");
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(broker.topic(&anyone(), "deleted"), Err(TopicError::NotFound(_))));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_nobody_waits_for_are_written_by_a_stop_in_order() {
+    let (fs, clock) = (SimFs::new(), clock());
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic_for_produce(&anyone(), "t", None).await.unwrap();
+    for n in 0..500 {
+        let records = [record("k", n.to_string())];
+        drop(node.broker.produce(&anyone(), &topic, &records).unwrap());
+    }
+    drop(topic);
+    node.stop().await;
+    let node = Node::start(&fs, &clock).await;
+    let topic = node.broker.topic(&anyone(), "t").unwrap();
+    assert_eq!(read_all(&node.broker, &topic).await.len(), 500);
+    node.stop().await;
+}

@@ -3,10 +3,11 @@
 //! Creating and deleting span the metadata shard and the data shards. A topic is *Creating* until
 //! every shard has its partitions, and *Deleting* (hidden, its name not free) until every shard has
 //! dropped them, so that no node acknowledges records of a topic that another takes for gone. Both
-//! are finished after a restart by [`Broker::finish_topic_changes`].
+//! are finished by [`Broker::run_topic_changes`] when their caller went away, and after a restart.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -19,6 +20,9 @@ use crate::types::{
     NodeId, Offset, PartitionId, Principal, ShardId, Timestamp, TopicConfig, TopicId, TopicName,
     TopicPartition,
 };
+
+/// How often it is looked for changes of topics that are half done.
+const CHANGES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a client asks of a new topic. What is `None` takes the server's default.
 #[derive(Debug, Clone, Default)]
@@ -194,6 +198,11 @@ impl Broker {
         self.handle(&topic)
     }
 
+    /// Returns whether there is a topic of this identity that clients may see.
+    pub fn knows_topic(&self, id: TopicId) -> bool {
+        self.inner.metadata.image().topic(id).is_some_and(|topic| topic.is_visible())
+    }
+
     /// Finds a topic for writing; creates a missing one where `topics.auto_create` allows it. With
     /// `partition` given, a topic that would not have that partition is not created.
     ///
@@ -304,7 +313,25 @@ impl Broker {
         Ok(described)
     }
 
-    /// Finishes creations and deletions that a crash left half done.
+    /// Finishes creations and deletions whose callers have gone away (their time was over, a shard
+    /// had no leader), now and then for ever.
+    pub async fn run_topic_changes(self) {
+        // What all topics were found finished at.
+        let mut settled = None;
+        loop {
+            tokio::time::sleep(CHANGES_INTERVAL).await;
+            let changed = self.inner.metadata.image().changed();
+            if settled == Some(changed) {
+                continue;
+            }
+            match self.finish_topic_changes().await {
+                Ok(()) => settled = Some(changed),
+                Err(error) => tracing::debug!(%error, "a topic's change is not finished yet"),
+            }
+        }
+    }
+
+    /// Finishes creations and deletions that were left half done, and those that are under way.
     ///
     /// # Errors
     /// The first that cannot be finished now; the rest is tried all the same.
@@ -313,13 +340,23 @@ impl Broker {
         let mut first_error = Ok(());
         for topic in image.topics() {
             let finished = match topic.state {
-                TopicState::Creating => self.finish_creation(topic).await,
+                TopicState::Creating => self.finish_creation_in_turn(topic).await,
                 TopicState::Deleting => self.finish_deletion(topic).await,
                 TopicState::Active => Ok(()),
             };
             first_error = first_error.and(finished);
         }
         first_error
+    }
+
+    /// Finishes a creation unless whoever began it, and has the turn, did.
+    async fn finish_creation_in_turn(&self, topic: &metadata::Topic) -> Result<(), TopicError> {
+        let _turn = self.inner.creating.take(&topic.name).await;
+        let image = self.inner.metadata.image();
+        match image.topic(topic.id) {
+            Some(topic) if topic.state == TopicState::Creating => self.finish_creation(topic).await,
+            _ => Ok(()),
+        }
     }
 
     async fn finish_creation(&self, topic: &metadata::Topic) -> Result<(), TopicError> {

@@ -29,7 +29,18 @@ pub(super) struct Refusal {
     #[serde(default)]
     pub(super) message: String,
     #[serde(default)]
-    pub(super) retriable: bool,
+    retriable: bool,
+    /// The first offset of a damaged range, where that is what it refuses.
+    #[serde(default)]
+    damaged_from: Option<i64>,
+}
+
+impl Refusal {
+    /// Returns whether the same request may succeed soon. A damaged range may be repaired, but not
+    /// while somebody watches.
+    pub(super) fn is_passing(&self) -> bool {
+        self.retriable && self.damaged_from.is_none()
+    }
 }
 
 impl std::fmt::Display for Refusal {
@@ -153,6 +164,7 @@ pub(super) async fn refusal(mut response: Response) -> Refusal {
             code: String::new(),
             message: format!("the server answered {status}"),
             retriable: status.is_server_error(),
+            damaged_from: None,
         },
     }
 }

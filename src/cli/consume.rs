@@ -115,7 +115,7 @@ fn has_filter(args: &ConsumeArgs) -> bool {
 /// Whether the same request may succeed later: the connection failed, or the server says so.
 fn is_passing(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<Refusal>() {
-        Some(refusal) => refusal.retriable,
+        Some(refusal) => refusal.is_passing(),
         None => {
             error.chain().any(|cause| cause.is::<reqwest::Error>() || cause.is::<NoConnection>())
         }

@@ -111,7 +111,7 @@ pub(super) async fn run(args: ConsumeArgs, group: &str) -> anyhow::Result<ExitCo
 /// Whether another try may succeed: the connection failed, or the server says so.
 fn is_passing(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<Refusal>() {
-        Some(refusal) => refusal.retriable || refusal.code == "stale_member",
+        Some(refusal) => refusal.is_passing() || refusal.code == "stale_member",
         None => {
             error.chain().any(|cause| cause.is::<reqwest::Error>() || cause.is::<NoConnection>())
         }

@@ -182,18 +182,26 @@ fn shards_are_at_least_as_many_as_first_members() {
 #[test]
 fn what_this_version_cannot_do_is_refused_and_not_ignored() {
     let pairs = ["metadata.url=postgres://u:secret@db/x"];
-    let refused = load(&set(&pairs), MACHINE).unwrap().refuse_unsupported().unwrap_err();
+    let refused = load_supported(&set(&pairs), MACHINE).unwrap_err();
     assert_eq!(refused.problems().len(), 1);
     assert!(!refused.to_string().contains("secret"));
     // What would protect a cluster protects nothing here, so nobody may believe that it does.
     let secret = "cluster.secret=0123456789abcdef0123456789abcdef";
     let tls = ["cluster.tls.cert=a", "cluster.tls.key=b", "cluster.tls.ca=c"];
     for (pairs, key) in [(&[secret][..], "cluster.secret"), (&tls[..], "cluster.tls.cert")] {
-        let refused = load(&set(pairs), MACHINE).unwrap().refuse_unsupported().unwrap_err();
+        let refused = load_supported(&set(pairs), MACHINE).unwrap_err();
         let keys: Vec<_> = refused.problems().iter().map(|problem| problem.key.as_str()).collect();
         assert_eq!(keys, [key]);
     }
-    assert!(load(&set(&[]), MACHINE).unwrap().refuse_unsupported().is_ok());
+    assert!(load_supported(&set(&[]), MACHINE).is_ok());
+}
+
+#[test]
+fn what_is_not_available_is_told_together_with_what_is_wrong() {
+    let pairs = ["listen=x", "metadata.url=postgres://u@h/d"];
+    let refused = load_supported(&set(&pairs), MACHINE).unwrap_err();
+    let keys: Vec<_> = refused.problems().iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["listen", "metadata.url"]);
 }
 
 #[test]

@@ -85,8 +85,8 @@ impl BatchBuilder {
         Self {
             bytes,
             count: 0,
-            base_timestamp: Timestamp::from_millis(-1),
-            max_timestamp: Timestamp::from_millis(-1),
+            base_timestamp: Timestamp::NONE,
+            max_timestamp: Timestamp::NONE,
             producer: Producer::NONE,
             kind: BatchKind::Data,
         }

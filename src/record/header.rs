@@ -363,8 +363,8 @@ mod tests {
         let none = HeaderFields {
             attributes: Attributes::default(),
             last_offset_delta: 0,
-            base_timestamp: Timestamp::from_millis(-1),
-            max_timestamp: Timestamp::from_millis(-1),
+            base_timestamp: Timestamp::NONE,
+            max_timestamp: Timestamp::NONE,
             producer_id: -1,
             producer_epoch: -1,
             base_sequence: -1,

@@ -51,7 +51,7 @@ impl TimestampRule {
         match self {
             Self::Any => true,
             Self::Within { oldest, newest } => {
-                timestamp == NO_TIMESTAMP || (oldest..=newest).contains(&timestamp)
+                timestamp == Timestamp::NONE || (oldest..=newest).contains(&timestamp)
             }
         }
     }
@@ -76,8 +76,6 @@ pub struct Summary {
     /// trust the header.
     pub max_timestamp: Timestamp,
 }
-
-const NO_TIMESTAMP: Timestamp = Timestamp::from_millis(-1);
 
 /// Checks that `bytes` are exactly one batch that a client may append.
 ///

@@ -324,6 +324,11 @@ impl Machine {
         outcome
     }
 
+    /// Returns the shard's time.
+    pub(crate) fn time(&self) -> Timestamp {
+        self.time
+    }
+
     /// Notes whether there was room for the last checkpoint.
     pub(crate) fn checkpoint_had_room(&self, had_room: bool) {
         self.proposer.set_no_room(NoRoom::Checkpoint, !had_room);

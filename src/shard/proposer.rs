@@ -34,6 +34,8 @@ pub(crate) struct Proposer {
     entry_bytes: AtomicUsize,
     work: Notify,
     room: Notify,
+    /// Told when no entry is in flight any more.
+    idle: Notify,
     /// Written by the group: whether this node leads the shard.
     leads: Arc<AtomicBool>,
     closed: AtomicBool,
@@ -66,7 +68,9 @@ struct Place(Arc<Proposer>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.idle.notify_waiters();
+        }
         self.0.work.notify_one();
     }
 }
@@ -92,6 +96,7 @@ impl Proposer {
             entry_bytes: AtomicUsize::new(0),
             work: Notify::new(),
             room: Notify::new(),
+            idle: Notify::new(),
             leads,
             closed: AtomicBool::new(false),
             storage_full,
@@ -147,6 +152,17 @@ impl Proposer {
                 return;
             }
             room.await;
+        }
+    }
+
+    /// Waits until everything that was queued has been applied, or was lost.
+    pub(crate) async fn wait_until_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.queued_bytes() == 0 && self.in_flight() == 0 {
+                return;
+            }
+            idle.await;
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot};
@@ -27,6 +28,9 @@ use crate::types::{
     LogPosition, Offset, PartitionId, ReplicaId, ShardId, Timestamp, TopicConfig, TopicId,
     TopicPartition,
 };
+
+/// How long a shard that stops waits for what was accepted to be written.
+const LAST_WRITES_MAX: Duration = Duration::from_secs(5);
 
 /// Settings of a shard.
 #[derive(Debug, Clone, Default)]
@@ -169,6 +173,12 @@ impl Shard {
         self.inner.opened.proposer.has_no_room()
     }
 
+    /// Returns the newest time that any entry carried, if any did.
+    pub fn last_write(&self) -> Option<Timestamp> {
+        let time = self.inner.opened.machine.lock().time();
+        (time > Timestamp::from_millis(0)).then_some(time)
+    }
+
     /// Waits until the accumulators have room.
     pub async fn wait_for_room(&self) {
         self.inner.opened.proposer.wait_for_room().await;
@@ -265,10 +275,18 @@ impl Shard {
         self.inner.opened.checkpointer.write().await.map_err(|error| error.to_string())
     }
 
-    /// Stops the shard: no more entries, a last checkpoint, the thread ends. Without room for the
-    /// log there is no checkpoint, since it would wait for the log; the next start replays more.
+    /// Stops the shard: no more records, those that were accepted are written, a last checkpoint,
+    /// the thread ends. Without room for the log nothing is waited for and there is no checkpoint,
+    /// since both would wait for the log; the next start replays more.
     pub async fn close(&self) {
-        self.inner.opened.proposer.close();
+        let proposer = &self.inner.opened.proposer;
+        proposer.close();
+        if !self.inner.opened.checkpointer.wal.is_storage_full() && self.status().leads {
+            let written = tokio::time::timeout(LAST_WRITES_MAX, proposer.wait_until_idle()).await;
+            if written.is_err() {
+                tracing::warn!(shard = %self.id(), "records that were accepted are not written");
+            }
+        }
         self.inner.opened.group.shutdown().await;
         if self.inner.opened.checkpointer.wal.is_storage_full() {
             tracing::warn!(shard = %self.id(), "no last checkpoint: the disk is full");

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// What records without a timestamp have (Kafka's `NO_TIMESTAMP`).
+    pub const NONE: Self = Self(-1);
+
     /// Wraps milliseconds since the epoch.
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)

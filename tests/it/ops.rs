@@ -131,6 +131,18 @@ async fn metrics_show_how_long_segments_take_to_reach_the_disk() {
 }
 
 #[tokio::test]
+async fn the_clock_can_be_confirmed() {
+    let server = Server::start().await;
+    let confirm = |query: &str| {
+        let path = format!("/v1/cluster/clock/confirm{query}");
+        Reply::of(server.request(Method::POST, &path))
+    };
+    assert_eq!(confirm("").await.status, 204);
+    assert_eq!(confirm("?now=1").await.status, 400);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_cluster_is_one_node_that_leads_everything() {
     let server = Server::start().await;
     let request = server.request(Method::PUT, "/v1/topics/a");

@@ -166,6 +166,8 @@ async fn deleting_a_topic_frees_its_space_and_its_name() {
     let deleted = Reply::of(server.request(Method::DELETE, "/v1/topics/t")).await;
     assert_eq!(deleted.status, 204);
     assert_eq!(get(&server, "").await.status, 404);
+    let gone = get(&server, &format!("?from={cursor}")).await;
+    assert_eq!((gone.status.as_u16(), &gone.json()["code"]), (410, &json!("cursor_gone")));
     eventually("the directories go", async || {
         let left = std::fs::read_dir(server.path().join("partitions")).unwrap().count();
         (left == 0).then_some(())

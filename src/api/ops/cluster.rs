@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -110,6 +111,30 @@ pub(super) async fn show(state: Arc<State>, request: Request) -> Result<Response
         Some((name, _)) => Err(unknown_parameter(name)),
         None => json_of(StatusCode::OK, &(state.sources.cluster)(&state.principal)),
     }
+}
+
+/// Takes the wall clock of this node for right.
+///
+/// After the wall clock was set by more than a minute, or at a start more than a day away from the
+/// last write, a node deletes nothing by time for an hour: no retention, no expiry of offsets. With
+/// this it goes on at once. `/readyz` says when that is so.
+#[utoipa::path(post, path = "/v1/cluster/clock/confirm", operation_id = "confirmClock",
+    tag = "operations",
+    responses(
+        (status = 204, description = "The clock is trusted"),
+        (status = 400, description = "`invalid_request`: a query parameter", body = Problem,
+            content_type = "application/problem+json")))]
+pub(super) async fn confirm_clock(
+    state: Arc<State>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    if let Some((name, _)) = query(request.uri())?.first() {
+        return Err(unknown_parameter(name));
+    }
+    state.broker.confirm_clock(&state.principal);
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
 }
 
 #[cfg(test)]

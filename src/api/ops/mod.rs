@@ -32,6 +32,7 @@ mod paths {
     pub(super) const READYZ: &str = "/readyz";
     pub(super) const METRICS: &str = "/metrics";
     pub(super) const CLUSTER: &str = "/v1/cluster";
+    pub(super) const CLOCK: &str = "/v1/cluster/clock/confirm";
     pub(super) const OPENAPI: &str = "/openapi.json";
     pub(super) const DOCS: &str = "/docs";
     pub(super) const DOCS_FILE: &str = "/docs/{file}";
@@ -56,13 +57,14 @@ impl fmt::Debug for Sources {
 
 /// Makes the routes of operations.
 pub(crate) fn router(state: &Arc<State>) -> Router {
-    use Verb::Get;
+    use Verb::{Get, Post};
     let native = Caller::native;
     Router::new()
         .route(paths::HEALTHZ, route(state, (Get, paths::HEALTHZ), native, health::healthz))
         .route(paths::READYZ, route(state, (Get, paths::READYZ), native, health::readyz))
         .route(paths::METRICS, route(state, (Get, paths::METRICS), native, metrics))
         .route(paths::CLUSTER, route(state, (Get, paths::CLUSTER), native, cluster::show))
+        .route(paths::CLOCK, route(state, (Post, paths::CLOCK), native, cluster::confirm_clock))
         .route(paths::OPENAPI, route(state, (Get, paths::OPENAPI), native, docs::document))
         .route(paths::DOCS, route(state, (Get, paths::DOCS), native, docs::page))
         .route(paths::DOCS_FILE, route(state, (Get, paths::DOCS_FILE), native, docs::file))
@@ -76,6 +78,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         health::readyz,
         metrics,
         cluster::show,
+        cluster::confirm_clock,
         docs::document,
         docs::page,
         docs::file,

@@ -87,10 +87,13 @@ pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
 
 /// Finds the topic that the path names, for reading or showing it.
 fn topic_of(state: &State, parts: &Parts) -> Result<Arc<Topic>, ApiError> {
-    let name = topic_in_path(&parts.uri).ok_or_else(|| {
-        ApiError::new(Code::TopicNotFound, "no topic has a name that is not UTF-8")
-    })?;
-    Ok(state.broker.topic(&state.principal, &name)?)
+    Ok(state.broker.topic(&state.principal, &topic_name(parts)?)?)
+}
+
+/// Returns the name of the topic that the path wants to be read, shown or deleted.
+fn topic_name(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
+    topic_in_path(&parts.uri)
+        .ok_or_else(|| ApiError::new(Code::TopicNotFound, "no topic has a name that is not UTF-8"))
 }
 
 /// Returns the name of the topic that the path wants to be written.
@@ -149,7 +152,8 @@ async fn read(state: Arc<State>, request: Request) -> Result<Response, ApiError>
     let answer = negotiate(&parts.headers, &[JSON, NDJSON, EVENT_STREAM])?;
     let streams = answer == EVENT_STREAM;
     let mut parameters = plan::parse(&parts, streams)?;
-    let topic = topic_of(&state, &parts)?;
+    let topic = topic_of(&state, &parts)
+        .map_err(|error| plan::gone_with_its_cursor(&state, &parameters, error))?;
     if let (true, Some(member)) = (streams, parameters.member.take()) {
         let flushes = parts.extensions.get::<Flushes>().cloned();
         return group_tail::answer(state, topic, (parameters, member), flushes).await;

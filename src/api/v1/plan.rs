@@ -393,6 +393,22 @@ fn format(text: &str) -> Result<Format, ApiError> {
     }
 }
 
+/// Tells a reader who was in a topic that it was deleted, where others hear that there is none.
+pub(super) fn gone_with_its_cursor(
+    state: &State,
+    parameters: &Parameters,
+    error: ApiError,
+) -> ApiError {
+    match &parameters.from {
+        From::Cursor(cursor, _)
+            if error.code() == Code::TopicNotFound && !state.broker.knows_topic(cursor.topic) =>
+        {
+            ApiError::new(Code::CursorGone, "the cursor's topic was deleted")
+        }
+        _ => error,
+    }
+}
+
 /// Finds the next offset of each partition that a read covers.
 ///
 /// # Errors

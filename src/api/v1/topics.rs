@@ -23,7 +23,7 @@ use crate::api::http::{
 };
 use crate::api::json::Scanner;
 use crate::api::json::records_in::{pointer_to, syntax, utf8};
-use crate::api::v1::{name_to_write, topic_of};
+use crate::api::v1::{name_to_write, topic_name, topic_of};
 use crate::broker::{CreateTopic, Creation, PartitionDetails, Topic, TopicError, TopicSummary};
 
 /// Topics of one page unless the client says otherwise.
@@ -263,11 +263,10 @@ pub(super) async fn put(state: Arc<State>, request: Request) -> Result<Response,
 pub(super) async fn delete(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
     let (parts, _) = request.into_parts();
     no_parameters(&parts.uri)?;
-    let topic = topic_of(&state, &parts)?;
+    // One that is still being created can be deleted too, so no handle of it is asked for.
+    let name = topic_name(&parts)?.into_owned();
     let working = Arc::clone(&state);
-    let delete = async move {
-        working.broker.delete_topic(&working.principal, topic.summary().name.as_str()).await
-    };
+    let delete = async move { working.broker.delete_topic(&working.principal, &name).await };
     to_its_end(&state, delete).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;

@@ -174,8 +174,9 @@ impl Broker {
             return;
         }
         watch.expiry = Some(now);
+        let Some(wall) = self.inner.clock_guard.trusted_now() else { return };
         let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        let before = self.inner.clock.now().as_millis().saturating_sub(retention_ms);
+        let before = wall.as_millis().saturating_sub(retention_ms);
         let before = Timestamp::from_millis(before);
         let image = self.inner.metadata.image();
         let expired = image.groups_from(None).filter(|group| group.has_expired(before));

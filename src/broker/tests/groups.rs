@@ -290,6 +290,29 @@ async fn offsets_of_a_group_that_is_left_alone_are_forgotten_after_a_week() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_set_forgets_no_offsets_until_it_is_confirmed() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    topic(&node.broker, "t", 1).await;
+    node.broker.commit_offsets(&me(), "h", CommitAs::Group, vec![commit(0, 1)]).await.unwrap();
+    clock.step_wall(30 * 24 * 3_600 * 1_000);
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(1_200));
+        // The keeper of groups looks, and would find the offsets old.
+        join(&node.broker, "g", topics(&["t"])).await.leave().await.unwrap();
+    }
+    assert_eq!(committed(&node.broker, "h").await, [(0, 1)]);
+    node.broker.confirm_clock(&me());
+    clock.advance(Duration::from_secs(1_200));
+    let is_gone = || {
+        let broker = node.broker.clone();
+        async move { matches!(broker.group(&me(), "h").await, Err(GroupError::NotFound(_))) }
+    };
+    eventually("h is gone", is_gone).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_is_told_before_it_is_done_and_stays_within_the_log() {
     let node = Node::start(&SimFs::new(), &clock()).await;
     let handle = topic(&node.broker, "t", 1).await;

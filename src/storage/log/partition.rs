@@ -320,7 +320,7 @@ impl PartitionLog {
     fn active(&mut self) -> &mut Writer {
         if self.writers.last().is_none_or(|writer| writer.state.sealed) {
             let name = SegmentName { base: self.end, generation: 0 };
-            let none = Timestamp::from_millis(-1);
+            let none = Timestamp::NONE;
             let segment = Segment::growing(Arc::clone(&self.shared.home), name, 0, none);
             let state = SegmentState::empty(name.base);
             let entry = Entry { segment: Arc::clone(&segment), state };
@@ -383,8 +383,16 @@ impl SegmentState {
             crc: 0,
             sealed: false,
             next_offset: base,
-            first_timestamp: Timestamp::from_millis(-1),
-            max_timestamp: Timestamp::from_millis(-1),
+            first_timestamp: Timestamp::NONE,
+            max_timestamp: Timestamp::NONE,
+        }
+    }
+
+    /// Takes note of the newest timestamp of a batch, if it has any.
+    pub(super) fn note_newest(&mut self, newest: Timestamp) {
+        if newest != Timestamp::NONE {
+            let before = Some(self.max_timestamp).filter(|before| *before != Timestamp::NONE);
+            self.max_timestamp = before.map_or(newest, |before| before.max(newest));
         }
     }
 
@@ -395,7 +403,7 @@ impl SegmentState {
         }
         self.len += bytes;
         self.next_offset = batch.next_offset();
-        self.max_timestamp = self.max_timestamp.max(batch.max_timestamp());
+        self.note_newest(batch.max_timestamp());
     }
 }
 

@@ -123,7 +123,7 @@ fn what_is_left(
                 let bytes = u64::try_from(scanned.header.total_bytes()).unwrap_or(u64::MAX);
                 good.len = scanned.position.saturating_add(bytes);
                 good.next_offset = scanned.header.next_offset().min(recorded.next_offset);
-                good.max_timestamp = good.max_timestamp.max(scanned.header.max_timestamp);
+                good.note_newest(scanned.header.max_timestamp);
             }
             Ok(None) | Err(ScanError::Bad(_)) => break,
             Err(ScanError::Io(source)) => return Err(failed(source)),

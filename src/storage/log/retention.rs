@@ -38,7 +38,7 @@ impl Rules {
         }
         let bytes = u64::try_from(batch.total_bytes()).unwrap_or(u64::MAX);
         let (first, newest) = (active.first_timestamp, batch.max_timestamp());
-        let has_timestamps = first.as_millis() >= 0 && newest.as_millis() >= 0;
+        let has_timestamps = first != Timestamp::NONE && newest != Timestamp::NONE;
         active.len.saturating_add(bytes) > self.segment_bytes
             || (has_timestamps && newest.millis_since(first) > self.segment_ms)
             || batch.last_offset().records_since(active.base) > SEGMENT_OFFSETS_MAX
@@ -48,23 +48,25 @@ impl Rules {
     /// when none is.
     ///
     /// By time a segment goes when its newest record is older than `retention.ms`; by size when the
-    /// log has at least `retention.bytes` without it. The first that stays ends the pass.
+    /// log has at least `retention.bytes` without it. The first that stays ends the pass; one
+    /// without any timestamp has no age of its own and goes with the next that goes by time.
     pub(super) fn expired(&self, segments: &[SegmentState], now: Timestamp) -> Option<Offset> {
         let mut target = None;
         let mut total: u64 = segments.iter().map(|segment| segment.len).sum();
         for segment in segments.iter().filter(|segment| segment.len > 0) {
             let newest = segment.max_timestamp;
             let is_old = self.retention_ms.is_some_and(|retention_ms| {
-                newest.as_millis() >= 0 && now.millis_since(newest) > retention_ms
+                newest != Timestamp::NONE && now.millis_since(newest) > retention_ms
             });
             let is_excess = self.retention_bytes.is_some_and(|retention_bytes| {
                 total.checked_sub(segment.len).is_some_and(|rest| rest >= retention_bytes)
             });
-            if !is_old && !is_excess {
+            total = total.saturating_sub(segment.len);
+            if is_old || is_excess {
+                target = Some(segment.next_offset);
+            } else if newest != Timestamp::NONE {
                 break;
             }
-            total -= segment.len;
-            target = Some(segment.next_offset);
         }
         target
     }

@@ -245,7 +245,7 @@ impl Segment {
         let failed =
             |source| ReadError::Io { action: "read", path: self.path(FileKind::Log), source };
         let file = self.file().map_err(failed)?;
-        let (base, none) = (self.name.base, Timestamp::from_millis(-1));
+        let (base, none) = (self.name.base, Timestamp::NONE);
         let mut builder = IndexBuilder::new(base, self.home.store.config(), none);
         let mut scanner = Scanner::new(file.as_ref(), 0, len);
         let mut next = self.name.base;

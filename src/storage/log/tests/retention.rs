@@ -70,6 +70,28 @@ fn a_segment_without_timestamps_has_no_age() {
 }
 
 #[test]
+fn records_from_before_the_epoch_are_old() {
+    let log = segment_for_each(&disk(), &[-5_000, -2, 1_000, 2_000], &[("retention.ms", "1000")]);
+    assert_eq!(log.retention_target(at(1_500)), Some(offset(2)));
+}
+
+#[test]
+fn a_segment_without_timestamps_goes_with_the_next_that_is_too_old() {
+    // Only their size seals such segments.
+    let by_size = config(&[("segment.bytes", "1048576"), ("retention.ms", "1000")]);
+    let mut log = PartitionLog::create(&store(&disk()), partition(0), &by_size);
+    for (tag, time) in [(0, -1), (1, 10), (2, -1), (3, 2_000)] {
+        log.append(batch(tag, &[time], 600_000), 1).unwrap();
+    }
+    log.publish();
+    log.flush().unwrap();
+    assert_eq!(bases(&log), [0, 1, 2, 3]);
+    assert_eq!(log.retention_target(at(500)), None);
+    assert_eq!(log.retention_target(at(1_500)), Some(offset(2)));
+    assert_eq!(log.retention_target(at(5_000)), Some(offset(4)));
+}
+
+#[test]
 fn retention_by_size_keeps_at_least_what_was_asked_for() {
     let log = segment_for_each(&disk(), &[10, 20, 30, 40], &[]);
     let len = log.state().segments[0].len;

@@ -1,0 +1,184 @@
+//! Whether the wall clock may decide what is deleted.
+//!
+//! Retention and the expiry of offsets go by wall time, and what they delete does not come back. A
+//! clock that was set wrong (a bad battery, a resumed machine, a typing error) must not empty every
+//! topic at once.
+//!
+//! Invariants:
+//! - after a step of the wall clock against the monotonic clock nothing is deleted by time for an
+//!   hour, or until an operator confirms the time;
+//! - the same after a start at a time that is before, or long after, anything that was ever
+//!   written: what happened to the clock while the node was down cannot be seen;
+//! - whoever deletes uses the very time that was checked, since the clock may be set in between.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::SharedClock;
+use crate::types::Timestamp;
+
+/// A wall clock that differs by more than this from what the monotonic clock says was stepped.
+const STEP_MS_MAX: i64 = 60_000;
+/// A start this long after the last write may be one with a wrong clock.
+const DOWN_MS_MAX: i64 = 24 * 3600 * 1000;
+/// How long nothing is deleted by time then.
+const PAUSE: Duration = Duration::from_secs(3600);
+
+/// Watches the wall clock for all who delete by it.
+#[derive(Debug)]
+pub(in crate::broker) struct ClockGuard {
+    clock: SharedClock,
+    /// Short sections without await only.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    wall: Timestamp,
+    monotonic: Duration,
+    paused_until: Option<Duration>,
+}
+
+impl ClockGuard {
+    /// Makes a guard of a node that starts. `written` is the newest time at which anything was
+    /// written before, if anything was.
+    pub(in crate::broker) fn new(clock: SharedClock, written: Option<Timestamp>) -> Self {
+        let (wall, monotonic) = (clock.now(), clock.monotonic());
+        let mut state = State { wall, monotonic, paused_until: None };
+        if let Some(written) = written {
+            let down_ms = wall.millis_since(written);
+            if !(-STEP_MS_MAX..=DOWN_MS_MAX).contains(&down_ms) {
+                state.pause(down_ms, "the clock is far from the last write");
+            }
+        }
+        Self { clock, state: Mutex::new(state) }
+    }
+
+    /// Returns the wall time if it may decide what is deleted.
+    pub(in crate::broker) fn trusted_now(&self) -> Option<Timestamp> {
+        let mut state = self.state.lock();
+        state.look(&self.clock);
+        state.pause_left().is_none().then_some(state.wall)
+    }
+
+    /// Returns for how long nothing is deleted by time, when that is so.
+    pub(in crate::broker) fn pause_left(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        state.look(&self.clock);
+        state.pause_left()
+    }
+
+    /// Takes the wall clock for right as it is now, on an operator's word.
+    pub(in crate::broker) fn confirm(&self) {
+        let mut state = self.state.lock();
+        state.look(&self.clock);
+        if state.paused_until.take().is_some() {
+            tracing::info!(wall_ms = state.wall.as_millis(), "the wall clock was confirmed");
+        }
+    }
+}
+
+impl State {
+    fn look(&mut self, clock: &SharedClock) {
+        let (wall, monotonic) = (clock.now(), clock.monotonic());
+        let passed = monotonic.saturating_sub(self.monotonic);
+        let passed_ms = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+        let step_ms = wall.millis_since(self.wall).saturating_sub(passed_ms);
+        self.wall = wall;
+        self.monotonic = monotonic;
+        if step_ms.saturating_abs() > STEP_MS_MAX {
+            self.pause(step_ms, "the wall clock was stepped");
+        }
+    }
+
+    fn pause(&mut self, by_ms: i64, reason: &'static str) {
+        self.paused_until = Some(self.monotonic.saturating_add(PAUSE));
+        tracing::warn!(
+            by_ms,
+            reason,
+            "nothing is deleted by time for an hour, or until the clock is confirmed \
+             (POST /v1/cluster/clock/confirm)"
+        );
+    }
+
+    fn pause_left(&self) -> Option<Duration> {
+        let left = self.paused_until?.saturating_sub(self.monotonic);
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::{Clock as _, ManualClock};
+
+    const START: Timestamp = Timestamp::from_millis(1_764_000_000_000);
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+
+    fn guard(written_ms_ago: Option<i64>) -> (Arc<ManualClock>, ClockGuard) {
+        let clock = ManualClock::at(START);
+        let written = written_ms_ago.map(|ago| Timestamp::from_millis(START.as_millis() - ago));
+        (Arc::clone(&clock), ClockGuard::new(clock, written))
+    }
+
+    #[test]
+    fn a_stepped_clock_is_not_trusted_for_an_hour() {
+        for step_ms in [DAY_MS, -DAY_MS, STEP_MS_MAX + 1] {
+            let (clock, guard) = guard(None);
+            clock.advance(Duration::from_secs(300));
+            assert_eq!(guard.trusted_now(), Some(clock.now()), "both clocks moved alike");
+            clock.step_wall(step_ms);
+            assert_eq!(guard.trusted_now(), None, "{step_ms}");
+            clock.advance(PAUSE - Duration::from_secs(1));
+            assert_eq!(guard.pause_left(), Some(Duration::from_secs(1)));
+            clock.advance(Duration::from_secs(1));
+            assert_eq!(guard.trusted_now(), Some(clock.now()));
+        }
+    }
+
+    #[test]
+    fn a_corrected_clock_is_none_that_was_stepped() {
+        let (clock, guard) = guard(None);
+        clock.step_wall(STEP_MS_MAX);
+        assert!(guard.trusted_now().is_some());
+        clock.step_wall(-STEP_MS_MAX);
+        assert!(guard.trusted_now().is_some());
+    }
+
+    #[test]
+    fn an_operator_ends_the_pause_and_a_new_step_begins_another() {
+        let (clock, guard) = guard(None);
+        clock.step_wall(DAY_MS);
+        assert_eq!(guard.trusted_now(), None);
+        guard.confirm();
+        assert_eq!(guard.trusted_now(), Some(clock.now()));
+        clock.step_wall(-DAY_MS);
+        assert_eq!(guard.trusted_now(), None);
+    }
+
+    #[test]
+    fn a_confirmation_counts_for_a_step_that_nobody_has_seen_yet() {
+        let (clock, guard) = guard(None);
+        clock.step_wall(DAY_MS);
+        guard.confirm();
+        assert_eq!(guard.trusted_now(), Some(clock.now()));
+    }
+
+    #[test]
+    fn a_start_far_from_the_last_write_is_not_trusted_at_once() {
+        for (ago, is_trusted) in [
+            (None, true),
+            (Some(0), true),
+            (Some(DAY_MS), true),
+            (Some(DAY_MS + 1), false),
+            (Some(-STEP_MS_MAX), true),
+            (Some(-STEP_MS_MAX - 1), false),
+        ] {
+            let (_, guard) = guard(ago);
+            assert_eq!(guard.trusted_now().is_some(), is_trusted, "{ago:?}");
+        }
+    }
+}
