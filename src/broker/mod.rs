@@ -12,6 +12,7 @@
 //! [`Principal`]: crate::types::Principal
 
 mod cluster;
+mod epochs;
 mod error;
 mod groups;
 mod maintenance;

@@ -30,5 +30,6 @@ mod members;
 mod murmur2;
 mod node;
 mod power;
+mod sockets;
 mod start;
 mod stop;

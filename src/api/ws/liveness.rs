@@ -127,7 +127,8 @@ mod tests {
                 now = now.max(liveness.next());
             }
             let usual = timers.heartbeat + timers.pong;
-            assert_eq!(now - start, session.min(usual));
+            assert!(now - start <= session.min(usual), "{session:?}: {:?}", now - start);
+            assert!(now - start >= session.min(usual) / 2, "{session:?}: {:?}", now - start);
         }
     }
 

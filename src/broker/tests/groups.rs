@@ -197,7 +197,8 @@ async fn a_partition_that_went_and_came_back_is_not_committed_by_what_was_known_
     let member = join(&node.broker, "g", topics(&["t"])).await;
     let before = member.epoch();
     let other = join(&node.broker, "g", topics(&["t"])).await;
-    let went = *numbers(&until(&other, |view| view.assigned.len() == 1).await).first().unwrap();
+    let taken = until(&other, |view| view.assigned.len() == 1).await;
+    let went = *numbers(&taken).first().unwrap();
     other.commit(other.epoch(), vec![commit(went, 5)]).await.unwrap();
     other.leave().await.unwrap();
     let view = until(&member, |view| view.assigned.len() == 2).await;
