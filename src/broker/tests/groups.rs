@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -412,6 +413,35 @@ async fn what_is_too_large_or_makes_no_sense_is_refused() {
     let short = node.broker.join_group(&me(), short).await.unwrap();
     assert_eq!(short.session_timeout(), Duration::from_secs(6));
     node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pattern_that_matches_too_much_is_refused_and_told_when_it_comes_to_that_later() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let create = |n: usize| topic_of_one(&node.broker, format!("t{n}"));
+    let mut creating = stream::iter(0..SUBSCRIPTION_TOPICS_MAX).map(create).buffer_unordered(100);
+    while creating.next().await.is_some() {}
+    drop(creating);
+    let pattern = || to_join("g", Subscription::Pattern("t.*".to_owned()));
+    let member = node.broker.join_group(&me(), pattern()).await.unwrap();
+    until(&member, |view| view.assigned.len() == SUBSCRIPTION_TOPICS_MAX).await;
+    create(1_000).await;
+    create(1_001).await;
+    let refused = node.broker.join_group(&me(), pattern()).await.unwrap_err();
+    assert!(matches!(refused, GroupError::TooLarge { value: 1_002, limit: 1_000, .. }));
+    let member_of = || async { node.broker.group(&me(), "g").await.unwrap().members[0].clone() };
+    assert_eq!(member_of().await.topics_left_out, 2);
+    assert_eq!(member.state().assigned.len(), SUBSCRIPTION_TOPICS_MAX, "it goes on with those");
+    node.broker.delete_topic(&me(), "t7").await.unwrap();
+    let has_newer = |view: &MemberView| view.assigned.iter().any(|of| of.topic.as_str() == "t1000");
+    let view = until(&member, has_newer).await;
+    assert_eq!(view.assigned.len(), SUBSCRIPTION_TOPICS_MAX);
+    assert_eq!(member_of().await.topics_left_out, 1);
+    node.stop().await;
+}
+
+async fn topic_of_one(broker: &Broker, name: String) {
+    topic(broker, &name, 1).await;
 }
 
 /// Reads on in what a member has, from the committed offsets, notes it as processed and commits it.

@@ -141,6 +141,10 @@ struct MemberBody {
     state: &'static str,
     /// The topics that it is subscribed to.
     topics: Vec<String>,
+    /// How many topics match its pattern beyond the 1,000 that a subscription may have; absent when
+    /// there are none. They are read when others of them are deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topics_left_out: Option<usize>,
     /// One entry for each partition that it may read.
     assignment: Vec<AssignmentBody>,
 }
@@ -213,6 +217,7 @@ impl From<MemberDescription> for MemberBody {
             epoch: member.epoch.get(),
             state: member.status.as_str(),
             topics: member.topics.iter().map(ToString::to_string).collect(),
+            topics_left_out: Some(member.topics_left_out).filter(|left_out| *left_out > 0),
             assignment: assignment.collect(),
         }
     }
