@@ -458,6 +458,24 @@ fn a_pattern_follows_the_topics_that_it_matches() {
 }
 
 #[test]
+fn the_last_hundred_rebalances_are_remembered() {
+    let mut play = Play::new();
+    let mut last = Vec::new();
+    for _ in 0..75 {
+        let id = play.join(None, topics(&[0]));
+        play.settle();
+        last.push((RebalanceReason::MemberJoined, id.to_string()));
+        play.leave(&id, Departure::Left);
+        last.push((RebalanceReason::MemberLeft, id.to_string()));
+    }
+    assert_eq!(GROUP_REBALANCES_MAX, 100);
+    let kept = play.group.rebalances.iter().map(|each| (each.reason, each.detail.clone()));
+    assert_eq!(kept.collect::<Vec<_>>(), last[50..]);
+    let epochs: Vec<u32> = play.group.rebalances.iter().map(|each| each.epoch.get()).collect();
+    assert_eq!(epochs, (51..=150).collect::<Vec<_>>());
+}
+
+#[test]
 fn most_of_those_who_care_choose_the_assignor() {
     let mut play = Play::new();
     let mut join = |assignor| {

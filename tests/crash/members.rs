@@ -521,7 +521,7 @@ impl Worker {
         }
         let is_anothers =
             me.open.keys().any(|of| self.ledger.is_anothers(*of, me.epoch, self.number));
-        let offset = |(partition, next): (&u32, &u64)| json!({"topic": TOPIC, "partition": partition, "offset": next});
+        let offset = |of: (&u32, &u64)| json!({"topic": TOPIC, "partition": of.0, "offset": of.1});
         let offsets: Vec<Value> = me.open.iter().map(offset).collect();
         let body = json!({"offsets": offsets, "member_id": me.member, "epoch": me.epoch});
         let url = format!("{}/v1/groups/{GROUP}/offsets", self.url);

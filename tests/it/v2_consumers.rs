@@ -266,7 +266,7 @@ async fn two_instances_share_a_topic_and_a_slow_poll_delays_no_rebalance() {
     let kept = places(&answered.json());
     assert!(!kept.is_empty() && kept.iter().all(|of| !taken.contains(of)), "{kept:?} {taken:?}");
     // What went it cannot commit, with nothing else of the request.
-    let offset = |(topic, partition): &(String, u64)| json!({"topic": topic, "partition": partition, "offset": 1});
+    let offset = |of: &(String, u64)| json!({"topic": of.0, "partition": of.1, "offset": 1});
     let both = json!({"offsets": [offset(&kept[0]), offset(&taken[0])]});
     assert_error(&post(&server, &commit, &both).await, 409, 40906, "another's partition");
     let own = json!({"offsets": [offset(&kept[0])]});
@@ -356,6 +356,35 @@ async fn a_pattern_follows_topics_that_are_created_and_deleted() {
     }
     got.sort();
     assert_eq!(got, [("ferries".to_owned(), 0), ("flights".to_owned(), 0)]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_instance_was_made_with_counts() {
+    let server = Server::start().await;
+    topic(&server, "t", &numbers(3)).await;
+    // Without a word a new group begins with what comes.
+    let body = json!({"name": "late", "format": "json", "group.remote.assignor": "range",
+        "group.instance.id": "fixed", "session.timeout.ms": "7000"});
+    assert_eq!(post(&server, "/consumers/late", &body).await.status, 200);
+    let late = "/consumers/late/instances/late";
+    subscribe(&server, late, &["t"]).await;
+    assert_eq!(offsets(&poll(&server, late, "timeout=1").await), [0_i64; 0]);
+    write(&server, "t", &numbers(1)).await;
+    assert_eq!(offsets(&poll(&server, late, "timeout=10000").await), [3]);
+    let group = Reply::of(server.request(Method::GET, "/v1/groups/late")).await.json();
+    let made = &group["members"][0];
+    assert_eq!((&group["assignor"], &made["instance_id"]), (&json!("range"), &json!("fixed")));
+    assert_eq!((&made["kind"], &made["session_timeout_ms"]), (&json!("rest_v2"), &json!(7000)));
+    // A poll waits for so many bytes, but not longer than it may, and then has what there is.
+    let many = json!({"fetch.min.bytes": "100000", "consumer.request.timeout.ms": 300});
+    let patient = create(&server, "g", "patient", many).await;
+    subscribe(&server, &patient, &["t"]).await;
+    assert_eq!(offsets(&poll(&server, &patient, "timeout=60000").await), [0, 1, 2, 3]);
+    let large = [json!("x".repeat(120_000))];
+    let waiting = poll(&server, &patient, "timeout=60000");
+    let (answered, ()) = tokio::join!(waiting, write(&server, "t", &large));
+    assert_eq!(offsets(&answered), [4]);
     server.stop().await;
 }
 

@@ -87,7 +87,7 @@ pub(super) async fn join(
         kind: MemberKind::WebSocket,
         client: "websocket".to_owned(),
         subscription: Wanted::Topics(BTreeSet::from([topic.summary().name.clone()])),
-        assignor: None,
+        assignor: request.assignor,
         session_timeout,
         rebalance_timeout: None,
         // What was never committed was never processed: a group loses nothing unasked.

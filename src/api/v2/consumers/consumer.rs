@@ -139,7 +139,7 @@ impl Consumer {
             kind: MemberKind::RestV2,
             client: self.name.clone(),
             subscription: wanted.clone(),
-            assignor: None,
+            assignor: self.settings.assignor,
             session_timeout: self.settings.session_timeout,
             rebalance_timeout: None,
             offset_reset: self.settings.offset_reset,
