@@ -19,7 +19,7 @@ install() {
   fi
   export DEBIAN_FRONTEND=noninteractive
   "${apt[@]}" -o DPkg::Lock::Timeout=400 update -qq
-  "${apt[@]}" -o DPkg::Lock::Timeout=400 install -y -qq "$2" >/dev/null
+  "${apt[@]}" -o DPkg::Lock::Timeout=400 install -y -qq --no-install-recommends "$2" >/dev/null
 }
 
 if ! command -v cargo >/dev/null 2>&1; then
@@ -38,6 +38,8 @@ if ! python3 -c "import websockets" 2>/dev/null && ! /usr/bin/python3 -c "import
   install websockets-for-python python3-websockets ||
     echo "prepare: skipped, the WebSocket protocol by another client: no Python package websockets"
 fi
+# The protocols of sockets and events are tested in a browser.
+install chromium chromium || echo "prepare: skipped, the protocols in a browser: no chromium"
 # A client of the REST Proxy's consumers that others wrote.
 clients="$(dirname "$0")/../target/clients"
 if ! "$clients/bin/python" -c 'import kafka_bridge_client' 2>/dev/null; then

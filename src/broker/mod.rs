@@ -13,6 +13,7 @@
 
 mod clock_guard;
 mod cluster;
+mod epochs;
 mod error;
 mod groups;
 mod maintenance;

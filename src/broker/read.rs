@@ -504,7 +504,7 @@ pub(in crate::broker) fn placed(
     if placed.partition.is_deleted() { Err(ReadError::TopicDeleted) } else { Ok(placed) }
 }
 
-fn failed(partition: PartitionId, error: log::ReadError) -> ReadError {
+pub(in crate::broker) fn failed(partition: PartitionId, error: log::ReadError) -> ReadError {
     match error {
         log::ReadError::OutOfRange { start, end } => {
             ReadError::OffsetOutOfRange { partition, offset: end, log_start: start, log_end: end }

@@ -295,6 +295,12 @@ impl Play {
             wanted.extend(self.world.all(member.selection.names()));
         }
         assert_eq!(owned, wanted, "every partition has an owner");
+        let members: Vec<_> = self.group.members.values().collect();
+        if members.windows(2).all(|two| two[0].selection == two[1].selection) {
+            let loads: Vec<usize> = members.iter().map(|member| member.assigned.len()).collect();
+            let (least, most) = (loads.iter().min(), loads.iter().max());
+            assert!(most.unwrap_or(&0) - least.unwrap_or(&0) <= 1, "{loads:?}");
+        }
         assert!(self.group.rebalances.len() <= GROUP_REBALANCES_MAX);
     }
 }
@@ -312,6 +318,43 @@ proptest! {
         }
         play.settle();
         play.check_settled();
+    }
+
+    #[test]
+    fn any_interleaving_of_members_that_want_the_same_ends_with_loads_within_one(
+        steps in prop::collection::vec(any_step(), 0..80),
+    ) {
+        let mut play = Play::new();
+        for mut step in steps {
+            if let Step::Join { topics, .. } | Step::Subscribe(_, topics) = &mut step {
+                *topics = 0b1111;
+            }
+            play.step(&step);
+            play.check_beliefs();
+        }
+        play.settle();
+        play.check_settled();
+    }
+
+    #[test]
+    fn what_a_member_had_that_is_gone_is_all_that_moves(
+        partitions in 1u32..40, members in 2usize..9, leaver in any::<prop::sample::Index>(),
+    ) {
+        let mut play = Play::new();
+        play.world.partitions = [partitions, 0, 0, 0];
+        for _ in 0..members {
+            play.join(None, topics(&[0]));
+            play.settle();
+        }
+        let before = play.group.clone();
+        let gone = play.pick(leaver).unwrap();
+        play.leave(&gone, Departure::SessionExpired);
+        // Nobody is asked for anything: it is all free at once.
+        play.check_settled();
+        for (id, member) in &play.group.members {
+            let kept = &before.members[id].assigned;
+            prop_assert!(kept.keys().all(|of| member.assigned.contains_key(of)));
+        }
     }
 
     #[test]
@@ -412,6 +455,24 @@ fn a_pattern_follows_the_topics_that_it_matches() {
     let epoch = play.group.epoch;
     play.apply(&change).unwrap();
     assert_eq!(play.group.epoch, epoch, "nothing has changed");
+}
+
+#[test]
+fn the_last_hundred_rebalances_are_remembered() {
+    let mut play = Play::new();
+    let mut last = Vec::new();
+    for _ in 0..75 {
+        let id = play.join(None, topics(&[0]));
+        play.settle();
+        last.push((RebalanceReason::MemberJoined, id.to_string()));
+        play.leave(&id, Departure::Left);
+        last.push((RebalanceReason::MemberLeft, id.to_string()));
+    }
+    assert_eq!(GROUP_REBALANCES_MAX, 100);
+    let kept = play.group.rebalances.iter().map(|each| (each.reason, each.detail.clone()));
+    assert_eq!(kept.collect::<Vec<_>>(), last[50..]);
+    let epochs: Vec<u32> = play.group.rebalances.iter().map(|each| each.epoch.get()).collect();
+    assert_eq!(epochs, (51..=150).collect::<Vec<_>>());
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Flood<'_> {
 }
 
 /// Has a node do once what every later request profits from, and returns its memory then.
-fn warmed_up(node: &Node) -> u64 {
+pub(crate) fn warmed_up(node: &Node) -> u64 {
     let small = Flood {
         path: RECORDS,
         content_type: "application/json",
@@ -134,7 +134,7 @@ fn warmed_up(node: &Node) -> u64 {
     node.peak_memory_bytes()
 }
 
-fn assert_bounded(node: &Node, before: u64) {
+pub(crate) fn assert_bounded(node: &Node, before: u64) {
     let grown = node.peak_memory_bytes() - before;
     assert!(grown < GROWTH_BYTES_MAX, "grew by {grown} bytes");
 }
@@ -231,13 +231,13 @@ fn a_stream_of_many_records_is_written_in_memory_far_below_its_size() {
     node.stop();
 }
 
-/// Lets this process and the node that it starts have many connections.
-fn allow_many_files() {
+/// Lets this process and the node that it starts have many connections; returns whether they may
+/// have so many files open.
+pub(crate) fn allow_many_files(needed: u64) -> bool {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(Resource::Nofile, all).unwrap();
-    let allowed = all.current.unwrap_or(u64::MAX);
-    assert!(allowed > 2 * IDLE_CONNECTIONS as u64, "{allowed} open files are too few to test this");
+    all.current.is_none_or(|allowed| allowed > needed)
 }
 
 /// The value of a metric without labels.
@@ -249,7 +249,7 @@ async fn metric(http: &Client, node: &Node, name: &str) -> u64 {
 }
 
 /// Waits until a metric has a value.
-async fn wait_for_metric(http: &Client, node: &Node, name: &str, value: u64) {
+pub(crate) async fn wait_for_metric(http: &Client, node: &Node, name: &str, value: u64) {
     let looking = async {
         while metric(http, node, name).await != value {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -260,7 +260,7 @@ async fn wait_for_metric(http: &Client, node: &Node, name: &str, value: u64) {
 }
 
 /// Writes and reads as someone else does meanwhile.
-async fn work(http: &Client, node: &Node, rounds: u64) {
+pub(crate) async fn work(http: &Client, node: &Node, rounds: u64) {
     let url = records_url(node.url(), "t");
     for _ in 0..rounds {
         let sent = http.post(&url).json(&serde_json::json!({"value": 1})).send().await.unwrap();
@@ -273,7 +273,7 @@ async fn work(http: &Client, node: &Node, rounds: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_idle_connections_cost_little_and_harm_nobody() {
-    allow_many_files();
+    assert!(allow_many_files(2 * IDLE_CONNECTIONS as u64), "too few open files to test this");
     let dir = Scratch::new();
     let node = Node::start(dir.path(), &[]);
     let address = node.url().strip_prefix("http://").unwrap().to_owned();

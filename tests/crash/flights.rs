@@ -25,14 +25,14 @@ use crate::node::{Node, Scratch, without_own_settings};
 
 const PARTITIONS: u32 = 12;
 const TOPIC: &str = "flights";
-const NDJSON: &str = "application/x-ndjson";
+pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// Lines sent at a time, where a test sends slowly enough to be interrupted.
 const CHUNK_LINES: usize = 500;
 
 /// A flight: the line as it is in the file, its key and its value's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Flight {
-    line: String,
+pub(crate) struct Flight {
+    pub(crate) line: String,
     key: String,
     value: String,
 }
@@ -45,13 +45,13 @@ struct Line<'a> {
 }
 
 /// Flights and the file that they are from.
-struct Input {
+pub(crate) struct Input {
     file: PathBuf,
-    flights: Vec<Flight>,
+    pub(crate) flights: Vec<Flight>,
 }
 
 /// The excerpt, and the whole file where it is.
-fn inputs() -> Vec<Input> {
+pub(crate) fn inputs() -> Vec<Input> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/flights-5000.ndjson");
     let flights = parse(&std::fs::read_to_string(&file).unwrap());
     let mut inputs = vec![Input { file, flights }];
@@ -102,7 +102,7 @@ fn assert_same(seen: &BTreeMap<u32, Vec<Record>>, flights: &[Flight]) {
     }
 }
 
-fn as_body(flights: &[Flight]) -> String {
+pub(crate) fn as_body(flights: &[Flight]) -> String {
     flights.iter().flat_map(|flight| [flight.line.as_str(), "\n"]).collect()
 }
 

@@ -15,6 +15,7 @@
 )]
 
 mod abuse;
+mod churn;
 mod client;
 mod damage;
 mod faults;
@@ -25,8 +26,10 @@ mod inside;
 mod kill;
 mod limits;
 mod load;
+mod members;
 mod murmur2;
 mod node;
 mod power;
+mod sockets;
 mod start;
 mod stop;

@@ -21,6 +21,9 @@ const MACHINE: Machine = Machine { cores: 2, open_files_limit: 4096 };
 /// Pause between two looks of [`eventually`].
 const POLL_EVERY: Duration = Duration::from_millis(20);
 
+/// When it is set and not empty, a test that this machine does not allow fails.
+const NO_SKIP: &str = "EDDYLINE_NO_SKIP";
+
 /// A running server. Stop it at a test's end, so that a failure to stop fails the test.
 pub(crate) struct Server {
     url: String,
@@ -133,6 +136,15 @@ pub(crate) async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Op
     tokio::time::timeout(Duration::from_secs(60), polling)
         .await
         .unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+/// Says that a test is skipped, or fails it where nothing may be.
+pub(crate) fn skipped(what: &str, why: &str) {
+    use std::io::Write as _;
+    let may_be = std::env::var_os(NO_SKIP).is_none_or(|set| set.is_empty());
+    assert!(may_be, "{NO_SKIP} is set and there is no {what}: {why}");
+    // What `eprintln` prints is shown only of tests that fail.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {what}: {why}");
 }
 
 /// An answer with its whole body.

@@ -183,6 +183,33 @@ async fn partitions_move_between_streams_that_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_stream_with_an_instance_id_comes_back_without_a_rebalance() {
+    let server = Server::start().await;
+    topic(&server, 2, 0).await;
+    let mut other = Events::open(&server, "group=g&assignor=range").await;
+    other.expect("assigned").await;
+    let mut first = Events::open(&server, "group=g&instance_id=i&assignor=range").await;
+    let mut got = first.expect("assigned").await;
+    while got["partitions"] == json!([]) {
+        got = first.expect("assigned").await;
+    }
+    other.expect("revoked").await;
+    let before = state(&server).await;
+    assert_eq!((&before["state"], &before["assignor"]), (&json!("stable"), &json!("range")));
+    drop(first);
+    let mut again = Events::open(&server, "group=g&instance_id=i&assignor=range").await;
+    let back = again.expect("assigned").await;
+    assert_eq!((&back["partitions"], &back["epoch"]), (&got["partitions"], &before["epoch"]));
+    assert_ne!(back["member_id"], got["member_id"], "another member, which fences the former");
+    let after = state(&server).await;
+    assert_eq!((&after["epoch"], &after["rebalances"]), (&before["epoch"], &before["rebalances"]));
+    let stale = commit(&server, &got, 1).await;
+    assert_eq!(stale.json()["code"], "stale_member");
+    drop((other, again));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_group_decides_where_it_reads() {
     let server = Server::start().await;
     topic(&server, 1, 1).await;
@@ -194,6 +221,8 @@ async fn a_group_decides_where_it_reads() {
         "group=g&commit=perhaps",
         "commit=auto",
         "instance_id=i",
+        "assignor=range",
+        "group=g&assignor=fair",
     ] {
         let request = server.request(Method::GET, &format!("/v1/topics/t/records?{query}"));
         let reply = Reply::of(request.header("accept", "text/event-stream")).await;

@@ -168,6 +168,22 @@ async fn a_reset_goes_to_every_place_clamped_and_a_dry_run_changes_nothing() {
 }
 
 #[tokio::test]
+async fn offsets_of_a_group_that_is_left_alone_are_forgotten_as_the_setting_says() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.groups.offsets_retention = std::time::Duration::from_secs(1);
+    })
+    .await;
+    topic(&server, "a").await;
+    let one = json!([{"topic": "a", "partition": 0, "offset": 3}]);
+    assert_eq!(commit(&server, "g", one).await.status, 200);
+    crate::support::eventually("the group is forgotten", async || {
+        (send(&server, Method::GET, "/v1/groups/g").await.status == 404).then_some(())
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn groups_and_offsets_are_deleted() {
     let server = Server::start().await;
     topic(&server, "a").await;

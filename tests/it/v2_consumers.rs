@@ -210,6 +210,184 @@ async fn a_waiting_poll_stands_in_nobodys_way_and_gets_what_comes() {
     server.stop().await;
 }
 
+/// Makes a topic with partitions and writes one record to each, with its number as value.
+async fn topic_of(server: &Server, name: &str, partitions: u32) {
+    let put = server.request(Method::PUT, &format!("/v1/topics/{name}"));
+    let reply = Reply::of(put.body(json!({"partitions": partitions}).to_string())).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    write_to_each(server, name, partitions).await;
+}
+
+async fn write_to_each(server: &Server, topic: &str, partitions: u32) {
+    let record = |partition: u32| json!({"partition": partition, "value": partition});
+    let records: Vec<Value> = (0..partitions).map(record).collect();
+    let request = server.request(Method::POST, &format!("/v1/topics/{topic}/records"));
+    assert_eq!(Reply::of(request.json(&records)).await.status, 200);
+}
+
+/// The topics and partitions of an instance, or of a poll's records.
+fn places(of: &Value) -> Vec<(String, u64)> {
+    let list = of.as_array().unwrap().iter();
+    let place =
+        |of: &Value| (of["topic"].as_str().unwrap().to_owned(), of["partition"].as_u64().unwrap());
+    let mut places: Vec<_> = list.map(place).collect();
+    places.sort();
+    places
+}
+
+async fn assigned(server: &Server, instance: &str) -> Vec<(String, u64)> {
+    let shown = send(server, Method::GET, &format!("{instance}/assignments"), None).await;
+    places(&shown.json()["partitions"])
+}
+
+#[tokio::test]
+async fn two_instances_share_a_topic_and_a_slow_poll_delays_no_rebalance() {
+    let server = Server::start().await;
+    topic_of(&server, "t", 4).await;
+    let manual = || json!({"auto.commit.enable": false});
+    let one = create(&server, "g", "one", manual()).await;
+    subscribe(&server, &one, &["t"]).await;
+    assert_eq!(places(&poll(&server, &one, "").await.json()).len(), 4);
+    let commit = format!("{one}/offsets");
+    assert_eq!(send(&server, Method::POST, &commit, None).await.status, 200);
+    // It polls for a minute and hears of nothing, but its partitions go as soon as they are wanted.
+    let slow = poll_with(&server, &one, "timeout=60000", JSON);
+    let meanwhile = async {
+        let two = create(&server, "g", "two", manual()).await;
+        subscribe(&server, &two, &["t"]).await;
+        let taken = assigned(&server, &two).await;
+        assert_eq!(taken.len(), 2, "the first poll has partitions");
+        write_to_each(&server, "t", 4).await;
+        let got = places(&poll(&server, &two, "timeout=10000").await.json());
+        assert!(!got.is_empty() && got.iter().all(|of| taken.contains(of)), "{got:?} {taken:?}");
+        (two, taken)
+    };
+    let (answered, (two, taken)) = tokio::join!(slow, meanwhile);
+    let kept = places(&answered.json());
+    assert!(!kept.is_empty() && kept.iter().all(|of| !taken.contains(of)), "{kept:?} {taken:?}");
+    // What went it cannot commit, with nothing else of the request.
+    let offset = |of: &(String, u64)| json!({"topic": of.0, "partition": of.1, "offset": 1});
+    let both = json!({"offsets": [offset(&kept[0]), offset(&taken[0])]});
+    assert_error(&post(&server, &commit, &both).await, 409, 40906, "another's partition");
+    let own = json!({"offsets": [offset(&kept[0])]});
+    assert_eq!(post(&server, &commit, &own).await.status, 200);
+    assert_eq!(send(&server, Method::DELETE, &two, None).await.status, 204);
+    assert_eq!(assigned(&server, &one).await.len(), 4, "at once");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_instance_that_crashed_had_not_committed_is_delivered_to_another() {
+    let server = Server::start().await;
+    topic_of(&server, "t", 2).await;
+    let crashes = json!({"auto.commit.enable": false, "consumer.instance.timeout.ms": 1000});
+    let crashed = create(&server, "g", "crashed", crashes).await;
+    subscribe(&server, &crashed, &["t"]).await;
+    assert_eq!(places(&poll(&server, &crashed, "").await.json()).len(), 2);
+    let committed = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]});
+    assert_eq!(post(&server, &format!("{crashed}/offsets"), &committed).await.status, 200);
+    let other = create(&server, "g", "other", json!({"auto.commit.enable": false})).await;
+    subscribe(&server, &other, &["t"]).await;
+    let mut got = Vec::new();
+    eventually("the rest is delivered again", async || {
+        got.extend(places(&poll(&server, &other, "timeout=100").await.json()));
+        got.contains(&("t".to_owned(), 1)).then_some(())
+    })
+    .await;
+    eventually("only the other is left", async || {
+        let group = Reply::of(server.request(Method::GET, "/v1/groups/g")).await.json();
+        got.extend(places(&poll(&server, &other, "timeout=10").await.json()));
+        (group["members"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    got.extend(places(&poll(&server, &other, "timeout=100").await.json()));
+    assert_eq!(got, [("t".to_owned(), 1)], "once, and nothing that was committed");
+    let gone = post(&server, &format!("{crashed}/offsets"), &json!({})).await;
+    assert_error(&gone, 404, 40403, "its time is over");
+    assert_eq!(assigned(&server, &other).await.len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_pattern_follows_topics_that_are_created_and_deleted() {
+    let server = Server::start().await;
+    let instance = create(&server, "g", "i", json!({})).await;
+    let subscription = format!("{instance}/subscription");
+    let pattern = json!({"topic_pattern": "f.*"});
+    assert_eq!(post(&server, &subscription, &pattern).await.status, 204);
+    assert_eq!(assigned(&server, &instance).await, []);
+    let topics = async || {
+        let shown = send(&server, Method::GET, &subscription, None).await.json();
+        let group = Reply::of(server.request(Method::GET, "/v1/groups/g")).await.json();
+        assert_eq!(group["members"][0]["topics"], shown["topics"]);
+        shown["topics"].clone()
+    };
+    // A poll that waits learns of the topic, and has its records.
+    let creating = async {
+        topic_of(&server, "other", 1).await;
+        topic_of(&server, "flights", 2).await;
+    };
+    let waiting = poll_with(&server, &instance, "timeout=60000", JSON);
+    let (answered, ()) = tokio::join!(waiting, creating);
+    let mut got = places(&answered.json());
+    while got.len() < 2 {
+        got.extend(places(&poll(&server, &instance, "timeout=10000").await.json()));
+    }
+    let both = [("flights".to_owned(), 0), ("flights".to_owned(), 1)];
+    assert_eq!(got, both);
+    assert_eq!(topics().await, json!(["flights"]));
+    topic_of(&server, "ferries", 1).await;
+    eventually("the new one is assigned", async || {
+        (assigned(&server, &instance).await.len() == 3).then_some(())
+    })
+    .await;
+    let delete = server.request(Method::DELETE, "/v1/topics/flights");
+    assert_eq!(Reply::of(delete).await.status, 204);
+    eventually("the old one is gone", async || {
+        (assigned(&server, &instance).await == [("ferries".to_owned(), 0)]).then_some(())
+    })
+    .await;
+    assert_eq!(topics().await, json!(["ferries"]));
+    // Under its name there may be another topic, which begins at its beginning.
+    topic_of(&server, "flights", 1).await;
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        got.extend(places(&poll(&server, &instance, "timeout=10000").await.json()));
+    }
+    got.sort();
+    assert_eq!(got, [("ferries".to_owned(), 0), ("flights".to_owned(), 0)]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_instance_was_made_with_counts() {
+    let server = Server::start().await;
+    topic(&server, "t", &numbers(3)).await;
+    // Without a word a new group begins with what comes.
+    let body = json!({"name": "late", "format": "json", "group.remote.assignor": "range",
+        "group.instance.id": "fixed", "session.timeout.ms": "7000"});
+    assert_eq!(post(&server, "/consumers/late", &body).await.status, 200);
+    let late = "/consumers/late/instances/late";
+    subscribe(&server, late, &["t"]).await;
+    assert_eq!(offsets(&poll(&server, late, "timeout=1").await), [0_i64; 0]);
+    write(&server, "t", &numbers(1)).await;
+    assert_eq!(offsets(&poll(&server, late, "timeout=10000").await), [3]);
+    let group = Reply::of(server.request(Method::GET, "/v1/groups/late")).await.json();
+    let made = &group["members"][0];
+    assert_eq!((&group["assignor"], &made["instance_id"]), (&json!("range"), &json!("fixed")));
+    assert_eq!((&made["kind"], &made["session_timeout_ms"]), (&json!("rest_v2"), &json!(7000)));
+    // A poll waits for so many bytes, but not longer than it may, and then has what there is.
+    let many = json!({"fetch.min.bytes": "100000", "consumer.request.timeout.ms": 300});
+    let patient = create(&server, "g", "patient", many).await;
+    subscribe(&server, &patient, &["t"]).await;
+    assert_eq!(offsets(&poll(&server, &patient, "timeout=60000").await), [0, 1, 2, 3]);
+    let large = [json!("x".repeat(120_000))];
+    let waiting = poll(&server, &patient, "timeout=60000");
+    let (answered, ()) = tokio::join!(waiting, write(&server, "t", &large));
+    assert_eq!(offsets(&answered), [4]);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn every_format_is_served_and_no_other_than_the_instances() {
     let server = Server::start().await;

@@ -58,6 +58,51 @@ async fn a_subscription_starts_where_it_asks_to_and_says_where() {
 }
 
 #[tokio::test]
+async fn who_has_read_what_others_were_written_in_the_place_of_is_reset_to_there() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    let (mut epochs, mut directory) = (Vec::new(), None);
+    let mut server = Some(server);
+    // Every start is another epoch, with three records each.
+    for start in 0..4_u32 {
+        let running = match directory.take() {
+            Some(directory) => Server::start_in(directory, &[]).await,
+            None => server.take().unwrap(),
+        };
+        fill(&running, "t", 0, start * 3..start * 3 + 3).await;
+        let (_, subscribed) = Client::subscribed(&running, json!({"topic": "t"})).await;
+        epochs.push(subscribed["epoch"]["0"].as_i64().unwrap());
+        if start < 3 {
+            directory = Some(running.halt().await);
+        } else {
+            server = Some(running);
+        }
+    }
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+    let server = server.unwrap();
+    let mut client = Client::hello(&server).await;
+    for (id, (offset, start)) in
+        [(0, 0), (3, 0), (4, 0), (6, 1), (7, 1), (12, 1), (9, 2), (12, 2), (12, 3), (10, 3)]
+            .into_iter()
+            .enumerate()
+    {
+        let from = json!({"offsets": {"0": offset}, "epoch": {"0": epochs[start]}});
+        let none = json!({"records": 0});
+        let subscribe = json!({"id": id, "topic": "t", "from": from, "credit": none});
+        let subscribed = client.subscribe(subscribe).await;
+        let end = (start as u64 + 1) * 3;
+        let reset = if offset > end {
+            json!({"0": {"asked": offset, "reason": "truncated"}})
+        } else {
+            json!({})
+        };
+        assert_eq!(subscribed["reset"], reset, "{from}");
+        assert_eq!(subscribed["start"], json!({"0": offset.min(end)}), "{from}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn records_come_in_order_in_shared_frames_then_live() {
     let server = Server::start().await;
     topic(&server, "t", 2).await;

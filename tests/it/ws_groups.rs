@@ -42,6 +42,121 @@ async fn a_member_is_told_its_partitions_and_goes_on_where_it_committed() {
     server.stop().await;
 }
 
+/// Shows the group `g`.
+async fn group(server: &Server) -> Value {
+    Reply::of(server.request(Method::GET, "/v1/groups/g")).await.json()
+}
+
+/// Subscribes as a member that asks for more than to be one.
+async fn join(server: &Server, more: Value) -> (Client, Value) {
+    let mut subscribe = member("g");
+    subscribe["group"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    Client::subscribed(server, subscribe).await
+}
+
+/// Reads to the next `assigned` with partitions, and returns them.
+async fn assigned(client: &mut Client) -> Value {
+    loop {
+        let frame = client.next().await;
+        if frame["type"] == "assigned" && frame["partitions"] != json!([]) {
+            return frame["partitions"].clone();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_is_loaded_again_has_its_partitions_without_a_rebalance() {
+    let server = Server::start().await;
+    topic(&server, "t", 2).await;
+    let (mut other, _) = join(&server, json!({})).await;
+    assert_eq!(assigned(&mut other).await, json!([0, 1]));
+    let tab = || json!({"instance_id": "tab-7", "session_timeout_ms": 1});
+    let (mut page, subscribed) = join(&server, tab()).await;
+    assert_eq!(subscribed["session_timeout_ms"], 6000, "what was asked for is clamped and told");
+    let own = assigned(&mut page).await;
+    other.next_of("revoking").await;
+    other.next_of("revoked").await;
+    let before = group(&server).await;
+    assert_eq!(
+        (&before["state"], &before["members"][1]["instance_id"]),
+        (&json!("stable"), &json!("tab-7"))
+    );
+    assert_eq!(before["members"][1]["session_timeout_ms"], 6000);
+    drop(page);
+    let (mut page, _) = join(&server, tab()).await;
+    assert_eq!(assigned(&mut page).await, own);
+    let after = group(&server).await;
+    assert_eq!((&after["epoch"], &after["rebalances"]), (&before["epoch"], &before["rebalances"]));
+    other.expect_silence().await;
+    // Another page under the name fences this one.
+    let (mut latest, _) = join(&server, tab()).await;
+    assert_eq!(assigned(&mut latest).await, own);
+    let fenced = page.next_of("error").await;
+    let expected = (&json!("stale_member"), &json!("subscription"));
+    assert_eq!((&fenced["code"], &fenced["fatal_to"]), expected);
+    // It stays away: after its session the other one has it all.
+    drop(latest);
+    assert_eq!(assigned(&mut other).await, own);
+    let last = group(&server).await["rebalances"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((&last["reason"], &last["detail"]), (&json!("session_expired"), &json!("tab-7")));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn members_that_ask_for_ranges_have_neighbouring_partitions() {
+    let server = Server::start().await;
+    topic(&server, "t", 4).await;
+    let (mut first, _) = join(&server, json!({"assignor": "range"})).await;
+    assert_eq!(assigned(&mut first).await, json!([0, 1, 2, 3]));
+    let (mut second, _) = join(&server, json!({"assignor": "range"})).await;
+    let moved = first.next_of("revoking").await["partitions"].clone();
+    assert!(moved == json!([0, 1]) || moved == json!([2, 3]), "{moved}");
+    assert_eq!(assigned(&mut second).await, moved);
+    assert_eq!(group(&server).await["assignor"], "range");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_sent_is_committed_late_for_those_who_ask_for_it() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    fill(&server, "t", 0, 0..10).await;
+    let (mut client, _) = join(&server, json!({"auto_commit": true})).await;
+    assigned(&mut client).await;
+    client.records(&mut BTreeMap::new(), 10).await;
+    assert_eq!(group(&server).await["offsets"], json!([]), "not at once: it may not be processed");
+    crate::support::eventually("the server commits", async || {
+        (group(&server).await["offsets"][0]["offset"] == 10).then_some(())
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn signs_of_life_are_no_entries_of_the_log() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.heartbeat = std::time::Duration::from_millis(20);
+    })
+    .await;
+    topic(&server, "t", 1).await;
+    let (mut client, _) = join(&server, json!({})).await;
+    assigned(&mut client).await;
+    let rounds = async || {
+        let metrics = server.request(Method::GET, "/metrics").send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        let name = "eddyline_wal_round_callers_count ";
+        metrics.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned)).unwrap()
+    };
+    let before = rounds().await;
+    // As many pings were sent, and answered while this reads.
+    for _ in 0..50 {
+        client.next_of("hb").await;
+    }
+    assert_eq!(rounds().await, before);
+    assert_eq!(group(&server).await["members"].as_array().unwrap().len(), 1);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn groups_that_make_no_sense_are_refused() {
     let server = Server::start().await;
@@ -52,6 +167,7 @@ async fn groups_that_make_no_sense_are_refused() {
         (json!({"group": {"id": "g"}, "from": {"at": "latest"}}), "invalid_body"),
         (json!({"group": {"id": ""}}), "invalid_name"),
         (json!({"group": {"id": "g", "x": 1}}), "invalid_body"),
+        (json!({"group": {"id": "g", "assignor": "fair"}}), "invalid_body"),
         (json!({"group": {"id": "g"}, "topic": "none"}), "topic_not_found"),
         (json!({"from": {"group": "none"}}), "group_not_found"),
     ] {

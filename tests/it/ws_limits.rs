@@ -89,6 +89,117 @@ async fn a_client_that_says_nothing_is_closed() {
     server.stop().await;
 }
 
+/// Reads a metric without labels.
+async fn metric(server: &Server, name: &str) -> u64 {
+    let metrics = server.request(reqwest::Method::GET, "/metrics").send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+}
+
+/// Waits until the server has closed a socket with a code 45xx.
+async fn closed_by_the_server(server: &Server) {
+    crate::support::eventually("the server closes a socket", async || {
+        (metric(server, "eddyline_ws_closed_45xx_total").await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_closed_with_4511() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.heartbeat = Duration::from_millis(100);
+        config.ws.timers.pong = Duration::from_millis(100);
+        config.ws.timers.close = Duration::from_secs(60);
+    })
+    .await;
+    let mut client = Client::hello(&server).await;
+    // Nothing is read, so nothing is answered, until the server has lost its patience.
+    closed_by_the_server(&server).await;
+    assert_eq!(client.closed().await, 4511);
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_lets_the_connection_fill_up_is_closed_with_4508() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.blocked = Duration::from_millis(300);
+        config.ws.timers.close = Duration::from_secs(60);
+    })
+    .await;
+    topic(&server, "t", 1).await;
+    let value = "v".repeat(100_000);
+    let records: Vec<_> = (0..100).map(|_| json!({"value": value})).collect();
+    let post = server.request(reqwest::Method::POST, "/v1/topics/t/records").json(&records);
+    assert_eq!(post.send().await.unwrap().status(), 200);
+    let everything = json!({"topic": "t", "from": {"at": "earliest"},
+        "credit": {"records": 1_000_000, "bytes": 1_000_000_000_000_i64}});
+    let (mut client, _) = Client::subscribed(&server, everything).await;
+    closed_by_the_server(&server).await;
+    // What was on its way comes first.
+    assert_eq!(client.closed().await, 4508);
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_socket_that_has_not_said_hello_when_the_server_stops_is_closed_with_4503() {
+    let server = Server::start().await;
+    let mut client = Client::silent(&server).await;
+    crate::support::eventually("the socket is served", async || {
+        (metric(&server, "eddyline_ws_sockets_open").await == 1).then_some(())
+    })
+    .await;
+    let (code, ()) = tokio::join!(client.closed(), server.stop());
+    assert_eq!(code, 4503);
+}
+
+/// Sends bytes that no client library would send on an open socket; returns the close code.
+async fn code_for(server: &Server, bytes: &[u8]) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = server.url().trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "GET /v1/ws HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
+         sec-websocket-protocol: eddyline.v1.json\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A server that has seen enough does not take the rest.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let frames = &answer[end..];
+    let close = frames.iter().position(|byte| *byte == 0x88).expect("a close frame");
+    u16::from_be_bytes([frames[close + 2], frames[close + 3]])
+}
+
+#[tokio::test]
+async fn bytes_that_break_rfc_6455_close_the_socket_with_its_codes() {
+    let server = Server::start().await;
+    // Masked with zeros, which leaves a text as it is.
+    let masked = |head: u8, text: &[u8]| {
+        [&[head, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0], text].concat()
+    };
+    let hello = masked(0x81, b"{\"type\":\"hello\"}");
+    let after_hello = |bytes: &[u8]| [hello.as_slice(), bytes].concat();
+    let endless = masked(0x00, &[b'x'; 125]).repeat(3000);
+    for (what, bytes, code) in [
+        ("unmasked", vec![0x81, 2, b'{', b'}'], 1002),
+        ("reserved bits", masked(0xf1, b"{}"), 1002),
+        ("a reserved opcode", masked(0x83, b"{}"), 1002),
+        ("a fragment of nothing", masked(0x80, b"{}"), 1002),
+        ("no UTF-8", masked(0x81, &[0xff, 0xfe]), 1007),
+        ("fragments without end", after_hello(&[masked(0x01, b"x"), endless].concat()), 1009),
+        ("64 MiB announced", after_hello(&[0x81, 0xff, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]), 1009),
+    ] {
+        assert_eq!(code_for(&server, &bytes).await, code, "{what}");
+    }
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_quiet_socket_is_told_that_the_server_lives() {
     let server = Server::start_tweaked(&[], |config| {

@@ -52,7 +52,7 @@ pub(super) async fn answer(
         kind: MemberKind::Sse,
         client: String::new(),
         subscription: Subscription::Topics([name.clone()].into()),
-        assignor: None,
+        assignor: wanted.assignor,
         session_timeout: None,
         rebalance_timeout: None,
         offset_reset: if from_start { OffsetReset::Earliest } else { OffsetReset::Latest },

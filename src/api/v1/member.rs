@@ -304,7 +304,7 @@ impl Keeper {
         if offsets.is_empty() {
             return;
         }
-        if let Err(error) = self.member.commit(offsets).await {
+        if let Err(error) = self.member.commit(self.member.epoch(), offsets).await {
             // It costs repeats and no records; the next turn tries again.
             let group = self.member.group();
             tracing::debug!(%group, %error, "a stream's offsets were not committed");

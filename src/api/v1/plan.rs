@@ -12,7 +12,7 @@ use crate::api::error::{ApiError, Code};
 use crate::api::http::{bad_parameter, query, repeated_parameter, unknown_parameter};
 use crate::api::json::records_out::Format;
 use crate::api::v1::member::Commit;
-use crate::broker::{OnDamage, ReadError, Search, Start, Topic};
+use crate::broker::{Assignor, OnDamage, ReadError, Search, Start, Topic};
 use crate::record::Record;
 use crate::types::limits::{READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_MS_MAX};
 use crate::types::{Offset, PartitionId, Timestamp};
@@ -81,6 +81,9 @@ pub(super) struct ReadParameters {
     commit: Option<String>,
     /// With `group`: makes the member static, so that a reconnect moves no partitions.
     instance_id: Option<String>,
+    /// With `group`: how partitions should be shared out, `uniform` or `range`; what most of the
+    /// members that say so ask for counts.
+    assignor: Option<String>,
 }
 
 /// How a stream is a member of a group.
@@ -90,6 +93,8 @@ pub(super) struct AsMember {
     pub(super) group: String,
     /// The name of a static member.
     pub(super) instance_id: Option<String>,
+    /// How partitions should be shared out.
+    pub(super) assignor: Option<Assignor>,
     /// Who commits.
     pub(super) commit: Commit,
 }
@@ -193,6 +198,7 @@ struct Given<'a> {
     skip_damaged: Option<bool>,
     group: Option<Cow<'a, str>>,
     instance_id: Option<Cow<'a, str>>,
+    assignor: Option<Assignor>,
     commit: Option<Commit>,
 }
 
@@ -238,6 +244,10 @@ impl<'a> Given<'a> {
             "last_event_id" if streams => self.last_event_id.replace(value).is_none(),
             "group" if streams => self.group.replace(value).is_none(),
             "instance_id" if streams => self.instance_id.replace(value).is_none(),
+            "assignor" if streams => {
+                let refuse = || bad_parameter(name, text, "uniform or range");
+                self.assignor.replace(Assignor::parse(text).ok_or_else(refuse)?).is_none()
+            }
             "commit" if streams => {
                 let commit = match text {
                     "auto" => Commit::Auto,
@@ -274,8 +284,11 @@ impl<'a> Given<'a> {
 
     fn member(&self) -> Result<Option<AsMember>, ApiError> {
         let Some(group) = &self.group else {
-            let alone =
-                [("commit", self.commit.is_some()), ("instance_id", self.instance_id.is_some())];
+            let alone = [
+                ("commit", self.commit.is_some()),
+                ("instance_id", self.instance_id.is_some()),
+                ("assignor", self.assignor.is_some()),
+            ];
             return match alone.into_iter().find(|(_, given)| *given) {
                 Some((name, _)) => {
                     Err(ApiError::invalid_request(format!("'{name}' needs 'group'")))
@@ -297,6 +310,7 @@ impl<'a> Given<'a> {
         Ok(Some(AsMember {
             group: group.to_string(),
             instance_id: self.instance_id.as_ref().map(ToString::to_string),
+            assignor: self.assignor,
             commit: self.commit.unwrap_or(Commit::Manual),
         }))
     }

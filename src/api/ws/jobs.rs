@@ -178,7 +178,9 @@ async fn subscribe(
         }
         Some(group) => {
             let membership = membership::join(state, &topic, (request.id, group)).await?;
-            (replies::Started::default(), Some(membership))
+            let session_timeout = Some(membership.session_timeout());
+            let started = replies::Started { session_timeout, ..replies::Started::default() };
+            (started, Some(membership))
         }
         None => {
             let partitions = start::partitions_of(&topic, request.partitions)?;

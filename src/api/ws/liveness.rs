@@ -10,6 +10,8 @@ use crate::api::ws::Timers;
 #[derive(Debug)]
 pub(super) struct Liveness {
     every: Duration,
+    /// Time between two pings; shorter than that between heartbeats where a group waits.
+    ping_every: Duration,
     pong_timeout: Duration,
     ping_at: Instant,
     /// By when a sign of life has to come, while one is waited for.
@@ -33,11 +35,21 @@ impl Liveness {
     pub(super) fn new(timers: &Timers, now: Instant) -> Self {
         Self {
             every: timers.heartbeat,
+            ping_every: timers.heartbeat,
             pong_timeout: timers.pong,
             ping_at: now + timers.heartbeat,
             pong_by: None,
             sent_at: now,
         }
+    }
+
+    /// Has a client that is gone found out within `session`, from now to the socket's end: others
+    /// wait for its partitions. The shortest session counts.
+    pub(super) fn find_out_within(&mut self, session: Duration, now: Instant) {
+        let half = session / 2;
+        self.ping_every = self.ping_every.min(half);
+        self.pong_timeout = self.pong_timeout.min(half);
+        self.ping_at = self.ping_at.min(now + half);
     }
 
     /// Notes that a frame was sent.
@@ -69,7 +81,7 @@ impl Liveness {
             return Some(Due::Lost);
         }
         if self.ping_at <= now {
-            self.ping_at = now + self.every;
+            self.ping_at = now + self.ping_every;
             self.pong_by.get_or_insert(now + self.pong_timeout);
             return Some(Due::Ping);
         }
@@ -100,6 +112,24 @@ mod tests {
         liveness.deaf(tick + timers.pong);
         assert_eq!(liveness.due(tick + timers.pong), None);
         assert_eq!(liveness.due(tick + timers.pong * 2), Some(Due::Lost));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_says_nothing_is_given_up_within_its_session() {
+        let start = Instant::now();
+        let timers = Timers::default();
+        for session in [6, 20, 30, 45, 1800].map(Duration::from_secs) {
+            let mut liveness = Liveness::new(&timers, start);
+            liveness.find_out_within(session, start);
+            liveness.find_out_within(session * 2, start);
+            let mut now = start;
+            while liveness.due(now) != Some(Due::Lost) {
+                now = now.max(liveness.next());
+            }
+            let usual = timers.heartbeat + timers.pong;
+            assert!(now - start <= session.min(usual), "{session:?}: {:?}", now - start);
+            assert!(now - start >= session.min(usual) / 2, "{session:?}: {:?}", now - start);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,6 +9,8 @@
 //! Invariants:
 //! - nothing of a partition is sent after its `revoking`; it is given up when the client has
 //!   committed all that it was sent of it, or the time for that is over;
+//! - a commit counts for what the client was told to have: a partition that went and came back
+//!   meanwhile is another assignment of it;
 //! - one step at a time: what the group wants meanwhile is looked at afterwards;
 //! - a membership ends with its subscription: by leaving when that is ended, else (the socket
 //!   breaks) as the group's rules say.
@@ -30,7 +32,7 @@ use crate::broker::{
     AssignedPartition, GapReason, GroupError, JoinGroup, Member, MemberKind, MemberView,
     OffsetCommit, OffsetReset, Revocation, StartOffset, Subscription as Wanted, Topic,
 };
-use crate::types::{Offset, PartitionId};
+use crate::types::{Epoch, Offset, PartitionId};
 
 /// Time for a client to commit what it was sent of partitions that it has to give up.
 const REVOCATION_TIME: Duration = Duration::from_secs(3);
@@ -44,8 +46,8 @@ pub(super) struct Membership {
     member: Member,
     topic: Arc<Topic>,
     revoking: Option<Revoking>,
-    /// Whether the client was told of an assignment yet.
-    is_told: bool,
+    /// The epoch of the newest assignment that the client was told; `None` before the first.
+    told: Option<Epoch>,
     /// What each partition was committed at last, or started at.
     settled: Vec<(PartitionId, Offset)>,
     auto_commit: Option<AutoCommit>,
@@ -85,7 +87,7 @@ pub(super) async fn join(
         kind: MemberKind::WebSocket,
         client: "websocket".to_owned(),
         subscription: Wanted::Topics(BTreeSet::from([topic.summary().name.clone()])),
-        assignor: None,
+        assignor: request.assignor,
         session_timeout,
         rebalance_timeout: None,
         // What was never committed was never processed: a group loses nothing unasked.
@@ -99,7 +101,7 @@ pub(super) async fn join(
         member,
         topic: Arc::clone(topic),
         revoking: None,
-        is_told: false,
+        told: None,
         settled: Vec::new(),
         auto_commit: request.auto_commit.then(|| AutoCommit { at, seen: Vec::new() }),
     })
@@ -108,6 +110,11 @@ pub(super) async fn join(
 impl Membership {
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Returns how long the group waits for the member when nothing is heard of it.
+    pub(super) fn session_timeout(&self) -> Duration {
+        self.member.session_timeout()
     }
 
     /// Returns when it wants to be looked at.
@@ -166,6 +173,7 @@ impl Membership {
     /// Commits offsets; `seq` is `None` for those that the client did not ask for.
     fn commit(&self, offsets: Vec<(PartitionId, Offset)>, seq: Option<Option<u64>>) -> Job {
         let (id, member) = (self.id, self.member.clone());
+        let epoch = self.told.unwrap_or(Epoch::ZERO);
         let topic = self.topic.summary().name.to_string();
         let commit = |(partition, offset): &(PartitionId, Offset)| OffsetCommit {
             topic: topic.clone(),
@@ -175,7 +183,7 @@ impl Membership {
         };
         let commits = offsets.iter().map(commit).collect();
         Job::new(async move {
-            let committed = member.commit(commits).await.map_err(ApiError::from);
+            let committed = member.commit(epoch, commits).await.map_err(ApiError::from);
             Done::Committed { id, seq, committed: committed.map(|()| offsets) }
         })
     }
@@ -196,6 +204,11 @@ impl Membership {
             }
             Done::Left { id }
         })
+    }
+
+    fn gives_up(&self, partition: PartitionId) -> bool {
+        let revoking = self.revoking.as_ref();
+        revoking.is_some_and(|revoking| revoking.partitions.iter().any(|(p, _)| *p == partition))
     }
 
     fn is_settled(&self, partition: PartitionId, sent: Offset) -> bool {
@@ -244,7 +257,7 @@ impl Session {
             .filter(|assigned| !subscription.has(assigned.partition))
             .cloned()
             .collect();
-        let job = if added.is_empty() && membership.is_told {
+        let job = if added.is_empty() && membership.told.is_some() {
             membership.watch(view)
         } else {
             membership.start(added)
@@ -275,7 +288,7 @@ impl Session {
         let positions: Vec<_> = starts.iter().map(position).collect();
         subscription.add(&positions);
         membership.settle(&positions);
-        membership.is_told = true;
+        membership.told = Some(view.epoch);
         let job = membership.watch(view.clone());
         self.send(replies::assigned(id, view.epoch.get(), &positions));
         for (each, start) in &starts {
@@ -301,11 +314,19 @@ impl Session {
 
     /// Commits offsets for a client.
     pub(super) fn commit(&mut self, request: &Commit) -> Result<(), ApiError> {
-        let Some(membership) = self.membership(request.id) else {
+        let Some(membership) = self.memberships.iter().find(|each| each.id == request.id) else {
             let detail = "the socket has no subscription with this id in a group";
             return Err(ApiError::new(Code::InvalidRequest, detail));
         };
         let offsets = named(&membership.topic, &request.offsets)?;
+        let subscription = self.subscriptions.iter().find(|each| each.id() == request.id);
+        let is_known = |partition: PartitionId| {
+            subscription.is_some_and(|each| each.has(partition)) || membership.gives_up(partition)
+        };
+        if let Some((other, _)) = offsets.iter().find(|(partition, _)| !is_known(*partition)) {
+            let detail = format!("partition {other} is not assigned to this subscription");
+            return Err(ApiError::new(Code::StaleMember, detail));
+        }
         let job = membership.commit(offsets, Some(request.seq));
         self.outstanding += 1;
         self.jobs.push(job);

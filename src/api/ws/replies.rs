@@ -143,6 +143,8 @@ pub(super) struct Started {
     pub(super) reset: Vec<Reset>,
     pub(super) log_ends: Vec<(PartitionId, Offset)>,
     pub(super) epochs: Vec<(PartitionId, i32)>,
+    /// How long the group waits for a member: what was asked for, clamped.
+    pub(super) session_timeout: Option<Duration>,
 }
 
 pub(super) fn subscribed(id: u64, started: &Started) -> Vec<u8> {
@@ -152,7 +154,11 @@ pub(super) fn subscribed(id: u64, started: &Started) -> Vec<u8> {
     push_resets(&mut writer.0, &started.reset);
     writer.offsets("hw", &started.log_ends);
     let epochs = started.epochs.iter().map(|(partition, epoch)| (*partition, i64::from(*epoch)));
-    writer.by_partition("epoch", epochs).finish()
+    writer.by_partition("epoch", epochs);
+    if let Some(session_timeout) = started.session_timeout {
+        writer.number("session_timeout_ms", session_timeout.as_millis());
+    }
+    writer.finish()
 }
 
 fn push_resets(out: &mut Vec<u8>, resets: &[Reset]) {
@@ -376,6 +382,7 @@ mod tests {
             }],
             log_ends: vec![at(0, 16_000), at(1, 96)],
             epochs: vec![(at(0, 0).0, 7), (at(1, 0).0, 7)],
+            session_timeout: None,
         };
         assert_eq!(
             text(subscribed(1, &started)),

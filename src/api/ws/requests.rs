@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::api::error::{ApiError, Code};
 use crate::api::json::records_out::Format;
 use crate::api::ws::filter::FilterRequest;
+use crate::broker::Assignor;
 use crate::types::Offset;
 
 /// Largest id and sequence number: what every client's JSON can hold.
@@ -134,6 +135,8 @@ pub(super) struct GroupRequest {
     pub(super) session_timeout_ms: Option<u64>,
     #[serde(default)]
     pub(super) auto_commit: bool,
+    /// How partitions should be shared out.
+    pub(super) assignor: Option<Assignor>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -370,6 +373,7 @@ mod tests {
             "isolation":"committed","on_lag":"skip"}"#,
         r#"{"type":"subscribe","id":1,"topic":"orders","group":{"id":"analytics",
             "instance_id":"tab-7","session_timeout_ms":30000,"auto_commit":false}}"#,
+        r#"{"type":"subscribe","id":1,"topic":"orders","group":{"id":"a","assignor":"range"}}"#,
         r#"{"type":"subscribe","id":1,"topic":"orders","from":{"at":"timestamp","ts":1764}}"#,
         r#"{"type":"subscribe","id":1,"topic":"orders","from":{"tail":100}}"#,
         r#"{"type":"credit","id":1,"records":500,"bytes":400000}"#,

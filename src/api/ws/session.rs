@@ -14,6 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -92,6 +93,8 @@ pub(super) struct Session {
     /// Largest frame that the client wants.
     pub(super) frame_bytes_max: usize,
     liveness: Liveness,
+    /// How long the connection may take nothing of what is to be written.
+    blocked_max: Duration,
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Pin<Box<Sleep>>,
     /// When a subscription wants another look.
@@ -108,6 +111,7 @@ impl Session {
         Self {
             phase: Phase::Greeting(now + timers.hello),
             liveness: Liveness::new(timers, now),
+            blocked_max: timers.blocked,
             stop: Some(Box::pin(state.tasks.stop_token().cancelled_owned())),
             timer: Box::pin(tokio::time::sleep_until(now + timers.hello)),
             _open: state.ws.metrics.sockets_open.track(),
@@ -364,7 +368,6 @@ impl Session {
     /// Does what is due and sets the timer to what is due next.
     fn poll_timer(&mut self, now: Instant, context: &mut Context<'_>) -> bool {
         let moved = self.do_due(now, context);
-        let timers = &self.state.config.ws.timers;
         let own = match self.phase {
             Phase::Greeting(until) | Phase::Leaving(until) => Some(until),
             Phase::Open | Phase::Closing | Phase::Gone => None,
@@ -375,7 +378,7 @@ impl Session {
             self.wakes_at,
             self.socket.closes_by(),
             open.then(|| self.liveness.next()),
-            self.socket.blocked_since().map(|since| since + timers.blocked),
+            self.socket.blocked_since().map(|since| since + self.blocked_max),
         ];
         let Some(due) = due.into_iter().flatten().min() else { return moved };
         if self.timer.deadline() != due {
@@ -393,7 +396,7 @@ impl Session {
             _ => {}
         }
         let blocked = self.socket.blocked_since();
-        if blocked.is_some_and(|since| since + self.state.config.ws.timers.blocked <= now) {
+        if blocked.is_some_and(|since| since + self.blocked_max <= now) {
             self.close(close::SLOW, context);
         }
         if !matches!(self.phase, Phase::Open | Phase::Leaving(_)) {
@@ -433,6 +436,9 @@ impl Session {
         self.send(made.frame);
         self.subscriptions.push(*made.subscription);
         if let Some(membership) = made.membership {
+            let session = membership.session_timeout();
+            self.liveness.find_out_within(session, Instant::now());
+            self.blocked_max = self.blocked_max.min(session);
             self.memberships.push(membership);
             self.regroup(id);
         }

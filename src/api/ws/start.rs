@@ -122,7 +122,13 @@ pub(super) async fn find(
     for (partition, asked) in asked {
         let (log_start, log_end) = state.broker.bounds(&state.principal, topic, partition).await?;
         let epoch = state.broker.leader_epoch(topic, partition)?;
-        let bounds = Bounds { log_start, log_end, epoch };
+        let known_end = match origin.known_epoch(partition).filter(|known| *known < epoch) {
+            Some(known) => {
+                state.broker.end_of_epoch(&state.principal, topic, partition, known).await?
+            }
+            None => log_end,
+        };
+        let bounds = Bounds { log_start, log_end, epoch, known_end };
         let (offset, reset) = origin.resolve(partition, asked, bounds);
         started.reset.extend(reset.map(|reason| Reset { partition, asked, reason }));
         started.start.push((partition, offset));
@@ -145,9 +151,17 @@ struct Bounds {
     log_start: Offset,
     log_end: Offset,
     epoch: i32,
+    /// Where the records end that were written up to the epoch that the client knows.
+    known_end: Offset,
 }
 
 impl Origin {
+    /// Returns the leader epoch at which the client has read a partition, if it says so.
+    fn known_epoch(&self, partition: PartitionId) -> Option<i32> {
+        let Self::Offsets(_, epochs) = self else { return None };
+        epochs.iter().find(|(number, _)| *number == partition.get()).map(|(_, known)| *known)
+    }
+
     /// Returns where a partition really starts, and why not where it was asked to.
     fn resolve(
         &self,
@@ -155,7 +169,7 @@ impl Origin {
         asked: Offset,
         bounds: Bounds,
     ) -> (Offset, Option<ResetReason>) {
-        let Bounds { log_start, log_end, epoch } = bounds;
+        let Bounds { log_start, log_end, epoch, known_end } = bounds;
         match self {
             Self::Start(_) | Self::Group(_) => (asked.clamp(log_start, log_end), None),
             Self::Tail(count) => {
@@ -163,12 +177,15 @@ impl Origin {
                 let offset = Offset::new(log_end.get().saturating_sub(count).max(0));
                 (offset.unwrap_or(log_start).max(log_start), None)
             }
-            Self::Offsets(offsets, epochs) => {
-                let known = epochs.iter().find(|(number, _)| *number == partition.get());
+            Self::Offsets(offsets, _) => {
                 // Epochs only grow: a client that has seen a later one read what is lost by now.
-                let is_replaced = known.is_some_and(|(_, known)| *known > epoch);
+                let is_replaced = self.known_epoch(partition).is_some_and(|known| known > epoch);
                 let reason = if is_replaced || asked > log_end {
                     Some(ResetReason::Truncated)
+                } else if asked > known_end.max(log_start) {
+                    // What it has read last is of an epoch that it does not know: others were
+                    // written in the place of what it read.
+                    return (known_end.max(log_start), Some(ResetReason::Truncated));
                 } else if asked < log_start && offsets.contains_key(&partition.get()) {
                     Some(ResetReason::Retention)
                 } else {
@@ -198,7 +215,9 @@ mod tests {
             Origin::Offsets(offsets, _) => offsets.get(&0).copied().unwrap_or(Offset::ZERO),
             _ => Offset::ZERO,
         };
-        let bounds = Bounds { log_start: offset(10), log_end: offset(20), epoch: 5 };
+        let known_end = if origin.known_epoch(PartitionId::ZERO) == Some(4) { 13 } else { 20 };
+        let (log_start, log_end, known_end) = (offset(10), offset(20), offset(known_end));
+        let bounds = Bounds { log_start, log_end, epoch: 5, known_end };
         let (offset, reason) = origin.resolve(PartitionId::ZERO, asked, bounds);
         (offset.get(), reason)
     }
@@ -212,6 +231,9 @@ mod tests {
         assert_eq!(resolved(r#"{"offsets":{"0":21}}"#), (20, Some(Truncated)));
         assert_eq!(resolved(r#"{"offsets":{"0":15},"epoch":{"0":5}}"#), (15, None));
         assert_eq!(resolved(r#"{"offsets":{"0":15},"epoch":{"0":6}}"#), (15, Some(Truncated)));
+        assert_eq!(resolved(r#"{"offsets":{"0":13},"epoch":{"0":4}}"#), (13, None));
+        assert_eq!(resolved(r#"{"offsets":{"0":14},"epoch":{"0":4}}"#), (13, Some(Truncated)));
+        assert_eq!(resolved(r#"{"offsets":{"0":9},"epoch":{"0":4}}"#), (10, Some(Retention)));
         // A partition that the client has never seen starts at its log start: no loss.
         assert_eq!(resolved(r#"{"offsets":{}}"#), (10, None));
         assert_eq!(resolved(r#"{"tail":3}"#), (17, None));

@@ -358,20 +358,34 @@ fn select(image: &Image, subscription: &Subscription) -> Result<Selection, Group
                 },
                 PatternError::Syntax(_) => GroupError::Invalid(error.to_string()),
             })?;
-            let matched = matching(image, &pattern);
+            let Matching { names: matched, left_out } = matching(image, &pattern);
+            if left_out > 0 {
+                return Err(GroupError::TooLarge {
+                    what: "the number of topics that the pattern matches",
+                    value: matched.len().saturating_add(left_out),
+                    limit: SUBSCRIPTION_TOPICS_MAX,
+                });
+            }
             Ok(Selection::Pattern { pattern: text.clone(), matched })
         }
     }
 }
 
-/// Lists the topics that match a pattern. Internal ones are for those who name them.
-pub(in crate::broker::groups) fn matching(image: &Image, pattern: &Pattern) -> BTreeSet<TopicName> {
+/// What a pattern matches.
+pub(in crate::broker::groups) struct Matching {
+    /// The topics, as many as a subscription may have: the oldest.
+    pub(in crate::broker::groups) names: BTreeSet<TopicName>,
+    /// How many match beyond those.
+    pub(in crate::broker::groups) left_out: usize,
+}
+
+/// Finds the topics that match a pattern. Internal ones are for those who name them.
+pub(in crate::broker::groups) fn matching(image: &Image, pattern: &Pattern) -> Matching {
     let active = image.topics().filter(|topic| topic.is_active()).map(|topic| &topic.name);
-    active
-        .filter(|name| !name.as_str().starts_with("__") && pattern.matches(name.as_str()))
-        .take(SUBSCRIPTION_TOPICS_MAX)
-        .cloned()
-        .collect()
+    let mut matching =
+        active.filter(|name| !name.as_str().starts_with("__") && pattern.matches(name.as_str()));
+    let names = matching.by_ref().take(SUBSCRIPTION_TOPICS_MAX).cloned().collect();
+    Matching { names, left_out: matching.count() }
 }
 
 fn clamp(timeout: Duration) -> Duration {

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::broker::groups::coordinator::matching;
 use crate::broker::{Broker, GroupDescription, GroupError, GroupSummary, MemberDescription};
-use crate::groups;
+use crate::groups::{self, Pattern};
 use crate::metadata::{ConsumerGroup, Image};
 use crate::types::{MemberId, PartitionId, Principal, TopicName, TopicPartition};
 
@@ -80,6 +81,8 @@ fn describe_member(image: &Image, id: &MemberId, member: &groups::Member) -> Mem
     let mut assignment: Vec<(TopicName, PartitionId)> = held.filter_map(named).collect();
     assignment.sort();
     let profile = &member.profile;
+    // It compiled when the member joined.
+    let pattern = member.selection.pattern().and_then(|text| Pattern::parse(text).ok());
     MemberDescription {
         id: id.clone(),
         instance_id: profile.instance_id.clone(),
@@ -90,6 +93,7 @@ fn describe_member(image: &Image, id: &MemberId, member: &groups::Member) -> Mem
         status: member.status(),
         topics: member.selection.names().iter().cloned().collect(),
         pattern: member.selection.pattern().map(str::to_owned),
+        topics_left_out: pattern.map_or(0, |pattern| matching(image, &pattern).left_out),
         assignment,
         session_timeout: profile.session_timeout(),
         rebalance_timeout: profile.rebalance_timeout(),

@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use crate::broker::groups::coordinator::matching;
+use crate::broker::groups::coordinator::{Matching, matching};
 use crate::broker::{AssignedPartition, Broker, GroupError, Revocation};
 use crate::groups::{Change, Departure, MemberStatus, Pattern, Selection, Timers};
 use crate::metadata::{Command, ConsumerGroup, ExpireOffsets, Image};
+use crate::types::limits::SUBSCRIPTION_TOPICS_MAX;
 use crate::types::{Epoch, GroupName, LogPosition, MemberId, Timestamp, TopicName, TopicPartition};
 
 /// Longest pause between two looks, also when nothing happens.
@@ -222,8 +223,12 @@ fn matched_again(group: &ConsumerGroup, image: &Image) -> Vec<(MemberId, BTreeSe
         .filter_map(|(id, member)| {
             let Selection::Pattern { pattern, matched } = &member.selection else { return None };
             // It compiled when the member joined.
-            let now = matching(image, &Pattern::parse(pattern).ok()?);
-            (now != *matched).then(|| (id.clone(), now))
+            let Matching { names, left_out } = matching(image, &Pattern::parse(pattern).ok()?);
+            if left_out > 0 && matched.len() < SUBSCRIPTION_TOPICS_MAX {
+                let (group, limit) = (group.name(), SUBSCRIPTION_TOPICS_MAX);
+                tracing::warn!(%group, member = %id, limit, "a pattern matches too many topics");
+            }
+            (names != *matched).then(|| (id.clone(), names))
         })
         .collect()
 }

@@ -140,14 +140,15 @@ impl Member {
         self.broker.set_subscription(&self.shared, subscription).await
     }
 
-    /// Commits offsets (each the next to read) of partitions that the member has or is giving up.
-    /// All or nothing.
+    /// Commits offsets (each the next to read) of partitions that the member has or is giving up,
+    /// and has had without a break since `epoch`: that of the newest [`MemberView`] that its client
+    /// knows. All or nothing.
     ///
     /// # Errors
     /// [`GroupError::StaleMember`] when the member is out of the group or one of the partitions is
     /// not its own; those of [`Broker::commit_offsets`].
-    pub async fn commit(&self, offsets: Vec<OffsetCommit>) -> Result<(), GroupError> {
-        self.broker.commit_of_member(&self.shared, offsets).await
+    pub async fn commit(&self, epoch: Epoch, offsets: Vec<OffsetCommit>) -> Result<(), GroupError> {
+        self.broker.commit_of_member(&self.shared, epoch, offsets).await
     }
 
     /// Finds where to start to read an assigned partition: at its committed offset, or where the

@@ -38,8 +38,9 @@ pub(in crate::broker) use coordinator::Groups;
 pub enum Subscription {
     /// These topics, whether they exist yet or not.
     Topics(BTreeSet<TopicName>),
-    /// All topics whose whole name matches this regular expression, now and later. The engine
-    /// takes linear time; look-around and back references do not exist.
+    /// All topics whose whole name matches this regular expression, now and later, at most 1,000:
+    /// refused when there are more, and told in [`MemberDescription::topics_left_out`] when there
+    /// are later. The engine takes linear time; look-around and back references do not exist.
     Pattern(String),
 }
 
@@ -218,6 +219,9 @@ pub struct MemberDescription {
     pub topics: Vec<TopicName>,
     /// The pattern that it is subscribed to.
     pub pattern: Option<String>,
+    /// How many topics match the pattern and are not read: topics that were made since it was
+    /// subscribed to, beyond the limit of one subscription.
+    pub topics_left_out: usize,
     /// The partitions that it may read, by topic name and partition.
     pub assignment: Vec<(TopicName, PartitionId)>,
     /// How long it is waited for when it is gone.

@@ -12,7 +12,9 @@ use crate::broker::{
 use crate::groups::Fence;
 use crate::metadata::{Command, Commit, Committed, ConsumerGroup, DeleteOffsets, NewOffset};
 use crate::types::limits::{COMMIT_OFFSETS_MAX, OFFSET_METADATA_BYTES_MAX};
-use crate::types::{GroupName, Offset, PartitionId, Principal, Timestamp, TopicId, TopicPartition};
+use crate::types::{
+    Epoch, GroupName, Offset, PartitionId, Principal, Timestamp, TopicId, TopicPartition,
+};
 
 impl Broker {
     /// Lists the committed offsets of a group, by topic name and partition.
@@ -59,16 +61,16 @@ impl Broker {
     pub(in crate::broker::groups) async fn commit_of_member(
         &self,
         shared: &Shared,
+        epoch: Epoch,
         offsets: Vec<OffsetCommit>,
     ) -> Result<(), GroupError> {
-        let view = Arc::clone(&shared.view.borrow());
-        if let Some(departure) = view.fenced {
+        if let Some(departure) = shared.view.borrow().fenced {
             let detail = format!("it is out of the group: {departure:?}");
             return Err(GroupError::StaleMember { member: shared.id.clone(), detail });
         }
         // By ownership and not by the exact epoch: an epoch that begins while the commit is on its
         // way says nothing against partitions that stay where they are.
-        let fence = Fence::Since { member: shared.id.clone(), epoch: view.epoch };
+        let fence = Fence::Since { member: shared.id.clone(), epoch };
         let group = shared.group.clone();
         let commit = self.checked_commit(&shared.principal, (group, fence), offsets)?;
         self.commit(commit).await

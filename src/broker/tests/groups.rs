@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -127,7 +128,7 @@ async fn cut(clock: &Arc<ManualClock>) -> (SimFs, Epoch) {
     let free = join(&node.broker, "g", topics(&["t"])).await;
     let view = until(&fixed, |view| view.assigned.len() == 2 && view.revoking.is_empty()).await;
     let commits = view.assigned.iter().map(|of| commit(of.partition.get(), 7)).collect();
-    fixed.commit(commits).await.unwrap();
+    fixed.commit(fixed.epoch(), commits).await.unwrap();
     let after = disk.cut();
     drop((fixed, free));
     let epoch = view.epoch;
@@ -167,7 +168,7 @@ async fn only_an_owner_commits() {
     topic(&node.broker, "t", 2).await;
     let stale = |result| matches!(result, Err(GroupError::StaleMember { .. }));
     let former = join_static(&node.broker, "g", "i").await;
-    former.commit(vec![commit(0, 1), commit(1, 1)]).await.unwrap();
+    former.commit(former.epoch(), vec![commit(0, 1), commit(1, 1)]).await.unwrap();
     let as_group =
         node.broker.commit_offsets(&me(), "g", CommitAs::Group, vec![commit(0, 9)]).await;
     assert!(matches!(as_group, Err(GroupError::NotEmpty { members: 1, .. })));
@@ -178,13 +179,37 @@ async fn only_an_owner_commits() {
     assert!(stale(commit_by(by_id(former.epoch().next())).await));
     let latter = join_static(&node.broker, "g", "i").await;
     assert_eq!(until(&former, |v| v.fenced.is_some()).await.fenced, Some(Fenced::Replaced));
-    assert!(stale(former.commit(vec![commit(0, 3)]).await));
+    assert!(stale(former.commit(former.epoch(), vec![commit(0, 3)]).await));
     assert!(stale(commit_by(by_id(latter.epoch())).await));
     let other = join(&node.broker, "g", topics(&["t"])).await;
     until(&latter, |view| view.assigned.len() == 1 && view.revoking.is_empty()).await;
     let taken = *numbers(&other.state()).first().unwrap();
-    assert!(stale(latter.commit(vec![commit(1 - taken, 4), commit(taken, 4)]).await));
+    assert!(stale(
+        latter.commit(latter.epoch(), vec![commit(1 - taken, 4), commit(taken, 4)]).await
+    ));
     assert_eq!(committed(&node.broker, "g").await, [(0, 2), (1, 1)]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_went_and_came_back_is_not_committed_by_what_was_known_before() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    topic(&node.broker, "t", 2).await;
+    let member = join(&node.broker, "g", topics(&["t"])).await;
+    let before = member.epoch();
+    let other = join(&node.broker, "g", topics(&["t"])).await;
+    let taken = until(&other, |view| view.assigned.len() == 1).await;
+    let went = *numbers(&taken).first().unwrap();
+    other.commit(other.epoch(), vec![commit(went, 5)]).await.unwrap();
+    other.leave().await.unwrap();
+    let view = until(&member, |view| view.assigned.len() == 2).await;
+    let refused = member.commit(before, vec![commit(went, 2)]).await;
+    assert!(matches!(refused, Err(GroupError::StaleMember { .. })), "{refused:?}");
+    member.commit(before, vec![commit(1 - went, 2)]).await.expect("it was its own all the time");
+    member.commit(view.epoch, vec![commit(went, 6)]).await.unwrap();
+    let mut expected = [(went, 6), (1 - went, 2)];
+    expected.sort_unstable();
+    assert_eq!(committed(&node.broker, "g").await, expected);
     node.stop().await;
 }
 
@@ -200,7 +225,7 @@ async fn a_face_that_acknowledges_is_waited_for_until_its_rebalance_timeout() {
         let view = until(&slow, |view| view.revoking.len() == 1).await;
         // It may commit for the last time, and then says that it is done.
         let given_up = view.revoking[0].clone();
-        slow.commit(vec![commit(given_up.partition.get(), 5)]).await.unwrap();
+        slow.commit(slow.epoch(), vec![commit(given_up.partition.get(), 5)]).await.unwrap();
         slow.revoked(&[(given_up.topic_id, given_up.partition)]).await.unwrap();
         given_up
     };
@@ -230,7 +255,7 @@ async fn subscriptions_follow_topics_that_come_and_go() {
     }
     until(&by_name, |view| view.assigned.len() == 2).await;
     until(&by_pattern, |view| view.assigned.len() == 4).await;
-    by_name.commit(vec![commit(0, 1)]).await.unwrap();
+    by_name.commit(by_name.epoch(), vec![commit(0, 1)]).await.unwrap();
     node.broker.delete_topic(&me(), "t").await.unwrap();
     until(&by_name, |view| view.assigned.is_empty()).await;
     until(&by_pattern, |view| view.assigned.len() == 2).await;
@@ -256,7 +281,7 @@ async fn commits_that_arrive_together_share_entries() {
         let partitions: Vec<u32> = numbers(&view).into_iter().collect();
         partitions.into_iter().map(move |partition| {
             let member = member.clone();
-            async move { member.commit(vec![commit(partition, 3)]).await.unwrap() }
+            async move { member.commit(member.epoch(), vec![commit(partition, 3)]).await.unwrap() }
         })
     });
     futures_util::future::join_all(commits).await;
@@ -273,7 +298,7 @@ async fn offsets_of_a_group_that_is_left_alone_are_forgotten_after_a_week() {
     let node = Node::start(&SimFs::new(), &clock).await;
     topic(&node.broker, "t", 1).await;
     let member = join(&node.broker, "g", topics(&["t"])).await;
-    member.commit(vec![commit(0, 1)]).await.unwrap();
+    member.commit(member.epoch(), vec![commit(0, 1)]).await.unwrap();
     clock.advance(Duration::from_secs(8 * 24 * 3_600));
     node.broker.commit_offsets(&me(), "h", CommitAs::Group, vec![commit(0, 1)]).await.unwrap();
     member.leave().await.unwrap();
@@ -320,7 +345,7 @@ async fn a_reset_is_told_before_it_is_done_and_stays_within_the_log() {
         produce(&node.broker, &handle, "k", value.to_owned()).await;
     }
     let member = join(&node.broker, "g", topics(&["t"])).await;
-    member.commit(vec![commit(0, 2)]).await.unwrap();
+    member.commit(member.epoch(), vec![commit(0, 2)]).await.unwrap();
     let reset = |to, mode| {
         let reset = ResetOffsets { topic: "t".to_owned(), partitions: None, to, mode };
         let broker = node.broker.clone();
@@ -413,6 +438,35 @@ async fn what_is_too_large_or_makes_no_sense_is_refused() {
     node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pattern_that_matches_too_much_is_refused_and_told_when_it_comes_to_that_later() {
+    let node = Node::start(&SimFs::new(), &clock()).await;
+    let create = |n: usize| topic_of_one(&node.broker, format!("t{n}"));
+    let mut creating = stream::iter(0..SUBSCRIPTION_TOPICS_MAX).map(create).buffer_unordered(100);
+    while creating.next().await.is_some() {}
+    drop(creating);
+    let pattern = || to_join("g", Subscription::Pattern("t.*".to_owned()));
+    let member = node.broker.join_group(&me(), pattern()).await.unwrap();
+    until(&member, |view| view.assigned.len() == SUBSCRIPTION_TOPICS_MAX).await;
+    create(1_000).await;
+    create(1_001).await;
+    let refused = node.broker.join_group(&me(), pattern()).await.unwrap_err();
+    assert!(matches!(refused, GroupError::TooLarge { value: 1_002, limit: 1_000, .. }));
+    let member_of = || async { node.broker.group(&me(), "g").await.unwrap().members[0].clone() };
+    assert_eq!(member_of().await.topics_left_out, 2);
+    assert_eq!(member.state().assigned.len(), SUBSCRIPTION_TOPICS_MAX, "it goes on with those");
+    node.broker.delete_topic(&me(), "t7").await.unwrap();
+    let has_newer = |view: &MemberView| view.assigned.iter().any(|of| of.topic.as_str() == "t1000");
+    let view = until(&member, has_newer).await;
+    assert_eq!(view.assigned.len(), SUBSCRIPTION_TOPICS_MAX);
+    assert_eq!(member_of().await.topics_left_out, 1);
+    node.stop().await;
+}
+
+async fn topic_of_one(broker: &Broker, name: String) {
+    topic(broker, &name, 1).await;
+}
+
 /// Reads on in what a member has, from the committed offsets, notes it as processed and commits it.
 async fn work(member: &Member, topic: &Arc<Topic>, processed: &Mutex<BTreeSet<(u32, i64)>>) {
     let offsets = member.broker.group_offsets(&me(), "g").await.unwrap();
@@ -435,7 +489,7 @@ async fn work(member: &Member, topic: &Arc<Topic>, processed: &Mutex<BTreeSet<(u
         // Processed first, committed then: at least once.
         processed.lock().extend(seen);
         let next = end.next[0].1.get();
-        match member.commit(vec![commit(assigned.partition.get(), next)]).await {
+        match member.commit(member.epoch(), vec![commit(assigned.partition.get(), next)]).await {
             Ok(()) | Err(GroupError::StaleMember { .. }) => {}
             Err(error) => panic!("{error}"),
         }

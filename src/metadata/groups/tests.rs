@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::groups::{Departure, MemberKind, Profile, Selection};
 use crate::metadata::tests::{at, bootstrap, create, delete, name, run, topic_id};
-use crate::metadata::{Command, apply};
+use crate::metadata::{Command, Topic, apply};
 use crate::types::{Epoch, InstanceId, MemberId, NodeId};
 
 fn group(number: u8) -> GroupName {
@@ -215,6 +215,50 @@ fn a_group_with_members_cannot_be_deleted_or_lose_offsets() {
         let gone = matches!(deletion, Command::DeleteGroup { .. });
         assert_eq!(image.group("g0").is_none(), gone);
     }
+}
+
+#[test]
+fn more_partitions_of_a_topic_are_shared_out_and_move_nothing() {
+    let (mut image, _) = run(&founded([
+        join(0, 1, None, &["a"]),
+        join(0, 2, None, &["a"]),
+        join(1, 3, None, &["b"]),
+    ]));
+    let topic = Arc::clone(image.topic_by_name("a").unwrap());
+    let before = topic.partitions.len();
+    let revoked = |image: &Image| {
+        let state = image.group("g0").unwrap().state().clone();
+        let of = |(id, member): (&MemberId, &Arc<crate::groups::Member>)| {
+            let partitions = member.revoking.keys().copied().collect();
+            change(0, Change::Revoked { member: id.clone(), epoch: member.epoch, partitions })
+        };
+        state.members.iter().map(of).collect::<Vec<_>>()
+    };
+    for command in revoked(&image) {
+        apply(&mut image, at(60), &command).0.unwrap();
+    }
+    let held = |image: &Image| -> Vec<BTreeSet<TopicPartition>> {
+        let members = image.group("g0").unwrap().state().members.clone();
+        members.values().map(|member| member.assigned.keys().copied().collect()).collect()
+    };
+    let former = held(&image);
+    assert_eq!(former.iter().map(BTreeSet::len).sum::<usize>(), before);
+    // There is no command for it yet; a topic that has grown looks like this.
+    let mut partitions = topic.partitions.to_vec();
+    partitions.extend([partitions[0]; 6]);
+    image.put_topic(Arc::new(Topic { partitions: partitions.into(), ..(*topic).clone() }));
+    assert!(image.group("g0").unwrap().state().is_outdated(&image), "the coordinator sees it");
+    assert!(!image.group("g1").unwrap().state().is_outdated(&image), "and whom it concerns");
+    let changed = change(0, Change::TopicsChanged { matched: Vec::new() });
+    apply(&mut image, at(61), &changed).0.unwrap();
+    let now = held(&image);
+    assert_eq!(now.iter().map(BTreeSet::len).sum::<usize>(), before + 6);
+    assert!(former.iter().zip(&now).all(|(former, now)| former.is_subset(now)));
+    assert!(now[0].len().abs_diff(now[1].len()) <= 1);
+    let state = image.group("g0").unwrap().state();
+    assert!(!state.is_outdated(&image));
+    let last = state.rebalances.back().unwrap();
+    assert_eq!(last.reason, crate::groups::RebalanceReason::TopicsChanged);
 }
 
 /// One of each command about groups, in an order in which all are accepted.

@@ -139,8 +139,15 @@ struct MemberBody {
     epoch: u32,
     /// `stable`, `unrevoked_partitions` or `unreleased_partitions`.
     state: &'static str,
+    /// How long it is waited for when it is gone, in milliseconds: what it asked for, clamped to
+    /// 6 s to 30 min.
+    session_timeout_ms: u64,
     /// The topics that it is subscribed to.
     topics: Vec<String>,
+    /// How many topics match its pattern beyond the 1,000 that a subscription may have; absent when
+    /// there are none. They are read when others of them are deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topics_left_out: Option<usize>,
     /// One entry for each partition that it may read.
     assignment: Vec<AssignmentBody>,
 }
@@ -212,7 +219,10 @@ impl From<MemberDescription> for MemberBody {
             kind: member.kind.as_str(),
             epoch: member.epoch.get(),
             state: member.status.as_str(),
+            session_timeout_ms: u64::try_from(member.session_timeout.as_millis())
+                .unwrap_or(u64::MAX),
             topics: member.topics.iter().map(ToString::to_string).collect(),
+            topics_left_out: Some(member.topics_left_out).filter(|left_out| *left_out > 0),
             assignment: assignment.collect(),
         }
     }

@@ -139,7 +139,7 @@ impl Consumer {
             kind: MemberKind::RestV2,
             client: self.name.clone(),
             subscription: wanted.clone(),
-            assignor: None,
+            assignor: self.settings.assignor,
             session_timeout: self.settings.session_timeout,
             rebalance_timeout: None,
             offset_reset: self.settings.offset_reset,
@@ -375,7 +375,13 @@ impl Consumer {
             return Ok(());
         }
         match &self.reading {
-            Reading::Subscribed(subscribed) => subscribed.member.commit(offsets.clone()).await?,
+            Reading::Subscribed(subscribed) => {
+                // What this instance knows, which may be older than what the group decided: a
+                // partition that went and came back meanwhile was read on by another member.
+                let known = subscribed.seen();
+                let epoch = known.map_or_else(|| subscribed.member.epoch(), |view| view.epoch);
+                subscribed.member.commit(epoch, offsets.clone()).await?;
+            }
             Reading::Assigned | Reading::Nothing => {
                 let broker = &state.broker;
                 let (principal, group) = (&state.principal, &self.group);

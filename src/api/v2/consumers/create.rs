@@ -17,7 +17,7 @@ use crate::api::v2::consumers::registry::{InUse, Taken};
 use crate::api::v2::consumers::{ErrorBody, control, group_of, instance_of, no_content, read};
 use crate::api::v2::media::Embedded;
 use crate::api::v2::{answer, body};
-use crate::broker::{GroupError, OffsetReset};
+use crate::broker::{Assignor, GroupError, OffsetReset};
 use crate::types::{GroupName, InstanceId};
 
 /// Largest `fetch.min.bytes`, as in Confluent's proxy.
@@ -40,6 +40,8 @@ pub(super) struct Settings {
     pub(super) idle_max: Option<Duration>,
     pub(super) session_timeout: Option<Duration>,
     pub(super) instance_id: Option<String>,
+    /// How partitions should be shared out.
+    pub(super) assignor: Option<Assignor>,
 }
 
 /// How an instance shall be; every member may be absent, and unknown ones are ignored.
@@ -73,6 +75,9 @@ pub(super) struct CreateBody {
     /// Makes the member static.
     #[schema(rename = "group.instance.id")]
     group_instance_id: Option<String>,
+    /// How partitions should be shared out, `uniform` or `range`.
+    #[schema(rename = "group.remote.assignor")]
+    group_remote_assignor: Option<String>,
     /// `reuse` takes an instance over that has the name already, from what its group committed.
     if_exists: Option<String>,
 }
@@ -212,6 +217,7 @@ fn asked(content: &[u8]) -> Result<Asked, ApiError> {
             .map(|idle| idle.max(Duration::from_secs(1))),
         session_timeout: millis(&["session.timeout.ms"])?,
         instance_id: text(&["group.instance.id"])?,
+        assignor: assignor(get(&["group.remote.assignor"]))?,
     };
     let reuse = match get(&["if_exists"]) {
         None => false,
@@ -260,6 +266,15 @@ fn offset_reset(value: Option<&Value>) -> Result<OffsetReset, ApiError> {
         Some((_, "none")) => Ok(OffsetReset::None),
         Some((value, _)) => Err(invalid("auto.offset.reset", value)),
     }
+}
+
+/// Reads the assignor by the name of Kafka's own setting.
+fn assignor(value: Option<&Value>) -> Result<Option<Assignor>, ApiError> {
+    let parse = |value: &Value| {
+        let found = value.as_str().and_then(Assignor::parse);
+        found.ok_or_else(|| invalid("group.remote.assignor", value))
+    };
+    value.map(parse).transpose()
 }
 
 fn boolean(name: &str, value: Option<&Value>) -> Result<bool, ApiError> {
@@ -441,6 +456,7 @@ mod tests {
             (r#"{"fetch.min.bytes":-2}"#, 422, 40001),
             (r#"{"fetch.min.bytes":10000001}"#, 422, 40001),
             (r#"{"if_exists":"other"}"#, 422, 422),
+            (r#"{"group.remote.assignor":"fair"}"#, 422, 42204),
         ] {
             let error = asked(body.as_bytes()).unwrap_err();
             let found = (error.code().row().status.as_u16(), error.error_code());
