@@ -330,8 +330,10 @@ impl Subscription {
         let (base, next) = (part.told, part.next);
         part.told = part.next;
         let head = RecordsHead { id, partition, base, next, log_end };
-        let head = replies::records_head(&head, frame.body.len());
-        let bytes = i64::try_from(head.len() + frame.body.len()).unwrap_or(i64::MAX);
+        let (head, text_bytes) = replies::records_head(&head, frame.body.len());
+        // What the client sees: it gives back the text's length, and would run dry in time if the
+        // frame's header counted, too.
+        let bytes = i64::try_from(text_bytes).unwrap_or(i64::MAX);
         self.credit_records = self.credit_records.saturating_sub(frame.records);
         self.credit_bytes = self.credit_bytes.saturating_sub(bytes);
         self.has_sent = true;
