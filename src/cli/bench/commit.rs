@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Invariants:
-//! - a commit counts when the server has said `committed`; a member has a fixed number on their way;
+//! - a commit counts when the server has said `committed`; a member has a fixed number on the way;
 //! - nothing is committed before the group has settled, so that no commit is fenced.
 
 use std::collections::BTreeMap;
@@ -58,14 +58,16 @@ pub(super) struct CommitArgs {
     #[arg(long, short, default_value = "bench")]
     group: String,
     /// Members.
-    #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short = 'n', default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..))]
     members: u32,
     /// Partitions, at least one for each member; a topic that exists must have as many. As many as
     /// members for one that is missing.
     #[arg(long, short, value_parser = clap::value_parser!(u32).range(1..))]
     partitions: Option<u32>,
     /// Commits of a member that are on their way at a time.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+    #[arg(long, default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     in_flight: u32,
     /// How long is measured.
     #[arg(long, default_value = "10s", value_parser = duration)]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariants:
-//! - a send that finds no free producer is late, and its records carry the time at which it was due,
-//!   so what they wait here is part of their latency;
+//! - a send that finds no free producer is late, and its records carry the time at which it was
+//!   due, so what they wait here is part of their latency;
 //! - at most as many requests are under way as there are producers;
 //! - without a rate every producer sends again as soon as it has its answer.
 
@@ -73,6 +73,8 @@ pub(super) struct Sent {
     pub(super) failed: u64,
     /// Microseconds by which sends were late.
     pub(super) late: Histogram<u64>,
+    /// Microseconds from when a request was due until it was answered.
+    pub(super) answered: Histogram<u64>,
     /// The offset behind the last acknowledged record, by partition.
     pub(super) ends: Vec<u64>,
 }
@@ -80,7 +82,8 @@ pub(super) struct Sent {
 impl Sent {
     pub(super) fn nothing(partitions: u32) -> anyhow::Result<Self> {
         let ends = (0..partitions).map(|_| 0).collect();
-        Ok(Self { acked: 0, acked_measured: 0, failed: 0, late: histogram()?, ends })
+        let (late, answered) = (histogram()?, histogram()?);
+        Ok(Self { acked: 0, acked_measured: 0, failed: 0, late, answered, ends })
     }
 }
 
@@ -140,7 +143,12 @@ impl Producer {
                 self.sent.lock().late.saturating_record(now_us.saturating_sub(due_us));
             }
             let reports = self.request(number, due_us).await;
-            let is_measured = self.run.tally.is_measured(self.run.tally.now_us());
+            let now_us = self.run.tally.now_us();
+            let is_measured = self.run.tally.is_measured(now_us);
+            if self.run.tally.is_measured(due_us) {
+                let took_us = now_us.saturating_sub(due_us);
+                self.sent.lock().answered.saturating_record(took_us);
+            }
             if let Err(error) = self.note(reports, is_measured) {
                 self.run.tally.failed(&error);
             }

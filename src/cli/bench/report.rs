@@ -137,6 +137,7 @@ impl Report {
         ];
         if !counts.latency.is_empty() {
             lines.push(("latency", Quantiles::text(&counts.latency)));
+            lines.push(("answered", Quantiles::text(&sent.answered)));
             lines.push(("sent late", Quantiles::text(&sent.late)));
         }
         lines.push(("gaps", counts.gaps.to_string()));
@@ -163,6 +164,7 @@ impl Report {
             "delivered_mb_per_second": self.per_second(counts.bytes) / 1e6,
             "frames_per_second": self.per_second(counts.frames),
             "latency_us": Quantiles::of(&counts.latency),
+            "answered_us": Quantiles::of(&sent.answered),
             "sent_late_us": Quantiles::of(&sent.late),
             "gaps": counts.gaps,
             "duplicates": counts.duplicates,

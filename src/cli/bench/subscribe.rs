@@ -49,15 +49,17 @@ const BATCH_MAX: i64 = 10_000;
 /// when each record was due to be sent until a subscriber has it.
 ///
 /// The loop is open: records are sent when they are due, however slowly the answers come, and a
-/// send that is late counts from when it was due. The end is a failure when a record is missing, came
-/// twice or could not be written, or when a subscriber was lost.
+/// send that is late counts from when it was due. A record counts as late as the oldest of its
+/// frame. The exit code is 1 when a record is missing, came twice or could not be written, or when
+/// a subscriber was lost.
 #[derive(Debug, Args)]
 pub(super) struct SubscribeArgs {
     /// The topic; made when it is missing. Nobody else should write to it meanwhile.
     #[arg(value_parser = topic_name)]
     topic: TopicName,
     /// WebSockets that subscribe to the topic, from its end.
-    #[arg(long, short = 'n', default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, short = 'n', default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..))]
     subscribers: u32,
     /// Records a second; 0 is the same as --max.
     #[arg(long, default_value_t = 1000, conflicts_with_all = ["max", "idle"])]

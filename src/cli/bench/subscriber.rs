@@ -234,6 +234,7 @@ fn sent_us(mut rest: &[u8], stamp: &Stamp) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::bench::frames::Kind;
 
     fn subscriber() -> Subscriber {
         let run = Run {
@@ -254,7 +255,7 @@ mod tests {
     }
 
     fn frame(text: &str) -> Frame<'_> {
-        Frame { kind: super::super::frames::Kind::Text, begin: text.as_bytes(), bytes: 1000 }
+        Frame { kind: Kind::Text, begin: text.as_bytes(), bytes: 1000 }
     }
 
     fn records(partition: u32, base: u64, next: u64) -> String {
