@@ -24,7 +24,10 @@ fn main() -> ExitCode {
         Command::Config(ConfigCommand::Check(args)) => {
             configure(&args).map(|found| process::print(&found.to_toml()))
         }
-        Command::Remote(command) => Ok(remote(command)),
+        Command::Remote(command) => {
+            process::raise_open_files();
+            Ok(remote(command))
+        }
         Command::Offline(command) => {
             let mut out = BufWriter::new(io::stdout().lock());
             Ok(process::done(offline::run(&command, &mut out)))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{ClientBuilder, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -65,6 +65,15 @@ pub(super) struct NoConnection {
 impl Client {
     /// Makes a client of the server at `url`.
     pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+        Self::build(url, |builder| builder)
+    }
+
+    /// Makes a client that opens WebSockets, which take a connection of HTTP/1.1 each.
+    pub(super) fn for_sockets(url: &str) -> anyhow::Result<Self> {
+        Self::build(url, |builder| builder.http1_only().pool_max_idle_per_host(0))
+    }
+
+    fn build(url: &str, adapt: fn(ClientBuilder) -> ClientBuilder) -> anyhow::Result<Self> {
         let base: Url = url.parse().with_context(|| format!("'{url}' is not a URL"))?;
         if !matches!(base.scheme(), "http" | "https") {
             bail!("'{url}' is not an http:// or https:// URL");
@@ -78,7 +87,15 @@ impl Client {
         if is_local {
             builder = builder.no_proxy();
         }
-        Ok(Self { http: builder.build().context("making an HTTP client")?, base })
+        let http = adapt(builder).build().context("making an HTTP client")?;
+        Ok(Self { http, base })
+    }
+
+    /// Starts a request to `/v1/ws`.
+    pub(super) fn socket(&self) -> RequestBuilder {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/v1/ws", self.base.path().trim_end_matches('/')));
+        self.http.get(url)
     }
 
     /// Starts a request to `/v1/topics`, a topic, or what is below one.

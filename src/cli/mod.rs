@@ -8,6 +8,7 @@
 //!   stderr;
 //! - a command that could not do all it was asked for ends with a code other than 0.
 
+mod bench;
 mod client;
 mod consume;
 mod failures;
@@ -24,6 +25,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub use bench::BenchArgs;
 
 use crate::types::TopicName;
 
@@ -69,6 +72,8 @@ pub enum Remote {
     Consume(ConsumeArgs),
     /// List, describe, reset and delete consumer groups.
     Group(GroupArgs),
+    /// Put load on a server and measure how it does.
+    Bench(BenchArgs),
 }
 
 /// A command that reads the files of a node that is stopped.
@@ -410,6 +415,7 @@ pub async fn run(command: Remote) -> ExitCode {
             None => consume::run(args).await,
         },
         Remote::Group(args) => group::run(args).await,
+        Remote::Bench(args) => bench::run(args).await,
     };
     match outcome {
         Ok(code) => code,
@@ -473,6 +479,12 @@ mod tests {
             &["consume", "t", "--group", "g", "--partition", "1"],
             &["consume", "t", "--instance-id", "i"],
             &["group", "reset", "g", "--topic", "t"],
+            &["bench"],
+            &["bench", "subscribe", "t", "--max", "--rate", "5"],
+            &["bench", "subscribe", "t", "--idle", "--max"],
+            &["bench", "subscribe", "t", "--record-bytes", "10"],
+            &["bench", "subscribe", "t", "--duration", "10"],
+            &["bench", "commit", "t", "--in-flight", "0"],
             &["group", "reset", "g", "--topic", "t", "--to", "earliest", "--shift", "-1"],
         ] {
             assert!(parsed(words).is_err(), "{words:?}");

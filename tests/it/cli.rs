@@ -19,16 +19,16 @@ use crate::support::{Reply, Server, eventually};
 
 /// Longest time that a command may take; far more than it needs.
 const PATIENCE: Duration = Duration::from_secs(60);
-const OK: i32 = 0;
-const FAILURE: i32 = 1;
-const USAGE: i32 = 64;
+pub(crate) const OK: i32 = 0;
+pub(crate) const FAILURE: i32 = 1;
+pub(crate) const USAGE: i32 = 64;
 
 /// How a command ended and what it said.
 #[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Ran {
@@ -59,7 +59,7 @@ async fn end(child: Child) -> Ran {
     Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-async fn run<S: AsRef<OsStr>>(url: &str, words: &[S]) -> Ran {
+pub(crate) async fn run<S: AsRef<OsStr>>(url: &str, words: &[S]) -> Ran {
     end(command(url, words).spawn().unwrap()).await
 }
 

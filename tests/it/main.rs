@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code fails by panicking")]
 #![allow(clippy::indexing_slicing, clippy::panic, reason = "test code fails by panicking")]
 
+mod bench;
 mod browser;
 mod cli;
 mod clients;

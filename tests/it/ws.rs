@@ -1,6 +1,7 @@
 //! WebSocket: what a client that keeps to the protocol sees.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -188,6 +189,56 @@ async fn credit_is_kept_to_the_record_and_overdrawn_by_one_record_at_most() {
         Client::subscribed(&server, subscribe(json!({"records": 50, "bytes": 500}))).await;
     let first = client.next_text().await;
     assert!(first.len() <= 500 && first.len() > 300, "{first}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn credit_in_bytes_is_charged_by_the_text_that_the_client_sees() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    fill(&server, "t", 0, 0..9).await;
+    let subscribe = |bytes: usize| {
+        let credit = json!({"records": 9, "bytes": bytes});
+        json!({"topic": "t", "from": {"at": "earliest"}, "credit": credit})
+    };
+    let (mut client, _) = Client::subscribed(&server, subscribe(1)).await;
+    let seen = client.next_text().await.len();
+    client.expect_silence().await;
+    // All that was seen is given back, so the one byte is there again, for ever.
+    for _ in 0..3 {
+        client.send(json!({"type": "credit", "id": 1, "records": 1, "bytes": seen})).await;
+        assert_eq!(client.next_text().await.len(), seen);
+        client.expect_silence().await;
+    }
+    // One byte is left, and one record may overdraw it.
+    let (mut client, _) = Client::subscribed(&server, subscribe(seen + 1)).await;
+    assert_eq!(client.records(&mut BTreeMap::new(), 2).await.len(), 2);
+    client.expect_silence().await;
+    server.stop().await;
+}
+
+/// Subscriptions whose rounds fell a little later than those of others sent one short frame a
+/// round, and fell behind by up to 100 ms.
+#[tokio::test]
+async fn a_subscription_that_is_behind_others_sends_at_once_what_they_have_sent() {
+    let hour = Duration::from_secs(3600);
+    let server = Server::start_tweaked(&[], |config| config.ws.linger = hour).await;
+    topic(&server, "t", 1).await;
+    let (mut ahead, _) = Client::subscribed(&server, json!({"topic": "t"})).await;
+    fill(&server, "t", 0, 0..1).await;
+    let mut next = BTreeMap::from([(0, 0)]);
+    ahead.records(&mut next, 1).await;
+    fill(&server, "t", 0, 1..2).await;
+    // It would wait for an hour; seeking ends the wait.
+    ahead.send(json!({"type": "seek", "id": 1, "offsets": {"0": 1}})).await;
+    ahead.next_of("seeked").await;
+    ahead.records(&mut next, 1).await;
+    let earliest = json!({"topic": "t", "from": {"at": "earliest"}});
+    let (mut behind, _) = Client::subscribed(&server, earliest).await;
+    behind.records(&mut BTreeMap::from([(0, 0)]), 2).await;
+    // Nobody was ahead of it there: now it waits for others to share its next frame with.
+    fill(&server, "t", 0, 2..3).await;
+    behind.expect_silence().await;
     server.stop().await;
 }
 

@@ -142,6 +142,12 @@ impl FrameCache {
         Lookup::Miss(cell)
     }
 
+    /// Returns whether a frame is there.
+    pub(super) fn has(&self, key: &Key) -> bool {
+        let inner = self.inner.lock();
+        inner.entries.get(key).is_some_and(|entry| entry.cell.initialized())
+    }
+
     /// Waits for the frame of a place, encoding it with `encode` when nobody else does.
     ///
     /// # Errors
@@ -321,6 +327,7 @@ mod tests {
             assert!(cache.inner.lock().bytes <= 10 * 1024);
         }
         assert!(has(&cache, 99, 500));
+        assert!(cache.has(&key(99)) && !cache.has(&key(100)));
         assert!(!has(&cache, 0, 500));
         assert!(cache.inner.lock().entries.len() < 12);
         // A frame that is larger than the cache is delivered and not kept.

@@ -155,6 +155,28 @@ impl Membership {
         })
     }
 
+    /// Returns whether the group wants partitions back that the client has not, because they were
+    /// taken away before their starts were found, or has just given up.
+    fn has_unknown(&self, view: &MemberView) -> bool {
+        let topic = self.topic.summary().id;
+        view.revoking.iter().any(|revoking| revoking.topic_id == topic)
+    }
+
+    /// Gives partitions up of which the client knows nothing any more, and looks again.
+    fn give_up_unknown(&self, seen: Arc<MemberView>) -> Job {
+        let (id, member, mut views) = (self.id, self.member.clone(), self.member.watch());
+        Job::new(async move {
+            let named = |each: &AssignedPartition| (each.topic_id, each.partition);
+            let named: Vec<_> = seen.revoking.iter().map(named).collect();
+            if let Err(error) = member.revoked(&named).await {
+                tracing::debug!(%error, "a revocation was not acknowledged");
+            }
+            // Either way the group does not want them back for ever. It fails as `watch` does.
+            let _ = views.wait_for(|view| !Arc::ptr_eq(view, &seen)).await;
+            Done::Regrouped { id }
+        })
+    }
+
     /// Gives partitions up.
     fn give_up(&self, partitions: &[(PartitionId, Offset)]) -> Job {
         let (id, member, topic) = (self.id, self.member.clone(), self.topic.summary().id);
@@ -252,6 +274,10 @@ impl Session {
             membership.revoking = Some(Revoking { partitions: removed, by, is_sent: false });
             return self.send(replies::revoking(id, &partitions, REVOCATION_TIME));
         }
+        if membership.has_unknown(&view) {
+            let job = membership.give_up_unknown(view);
+            return self.jobs.push(job);
+        }
         let added: Vec<_> = membership
             .assigned(&view)
             .filter(|assigned| !subscription.has(assigned.partition))
@@ -289,7 +315,6 @@ impl Session {
         subscription.add(&positions);
         membership.settle(&positions);
         membership.told = Some(view.epoch);
-        let job = membership.watch(view.clone());
         self.send(replies::assigned(id, view.epoch.get(), &positions));
         for (each, start) in &starts {
             if let Some(committed) = start.reset_from
@@ -300,7 +325,7 @@ impl Session {
                 self.send(replies::gap(id, each.partition, (committed, to), lost));
             }
         }
-        self.jobs.push(job);
+        self.regroup(id);
     }
 
     /// Tells that partitions are given up, and goes on.

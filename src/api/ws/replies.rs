@@ -188,8 +188,8 @@ pub(super) struct RecordsHead {
 pub(super) const RECORDS_END: &[u8] = b"]}";
 
 /// Returns the header of a `records` frame and all of it that comes before a body of `body_bytes`,
-/// which begins with the list's bracket.
-pub(super) fn records_head(head: &RecordsHead, body_bytes: usize) -> Vec<u8> {
+/// which begins with the list's bracket; and how long the text is that the client gets to see.
+pub(super) fn records_head(head: &RecordsHead, body_bytes: usize) -> (Vec<u8>, usize) {
     let mut writer = Writer::new("records");
     writer
         .number("id", head.id)
@@ -200,9 +200,10 @@ pub(super) fn records_head(head: &RecordsHead, body_bytes: usize) -> Vec<u8> {
         .name("records");
     let text = writer.0;
     let mut out = Vec::with_capacity(HEADER_BYTES_MAX + text.len());
-    push_text_header(&mut out, text.len() + body_bytes);
+    let text_bytes = text.len() + body_bytes;
+    push_text_header(&mut out, text_bytes);
     out.extend_from_slice(&text);
-    out
+    (out, text_bytes)
 }
 
 /// How far a filtered subscription has come without telling.
@@ -395,12 +396,12 @@ mod tests {
         let (partition, base) = at(0, 15_500);
         let (next, log_end) = (at(0, 15_580).1, at(0, 16_000).1);
         let head = RecordsHead { id: 1, partition, base, next, log_end };
-        let head = records_head(&head, 10);
+        let (head, text_bytes) = records_head(&head, 10);
         assert_eq!(
             &text(head[2..].to_vec()),
             r#"{"type":"records","id":1,"p":0,"base":15500,"next":15580,"hw":16000,"records":"#
         );
-        assert_eq!(usize::from(head[1]), head.len() - 2 + 10);
+        assert_eq!((usize::from(head[1]), text_bytes), (text_bytes, head.len() - 2 + 10));
         let scan = Scan { scanned: 400, matched: 0, caught_up: false };
         assert_eq!(
             text(progress(1, &[at(0, 15_900)], scan)),

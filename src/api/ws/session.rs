@@ -497,5 +497,6 @@ fn deliver(
 ) {
     let topic = Arc::clone(subscription.topic());
     subscription.deliver(want.key.partition, frame, socket);
+    subscription.follow(want.key.partition, |next| state.ws.cache.has(next));
     state.broker.count_read(&topic, frame.records, frame.record_bytes);
 }

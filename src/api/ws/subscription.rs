@@ -10,7 +10,8 @@
 //! Invariants:
 //! - a partition that was read to its end waits for the next round, so that a subscription which is
 //!   caught up sends at most one frame of a partition in each `ws.linger`, and sends the first
-//!   record after a pause at once;
+//!   record after a pause at once; one that others are ahead of is not caught up, and sends what
+//!   they have sent;
 //! - `told` of a partition is what the client knows, `next` where reading goes on; they differ only
 //!   while a filter passes over records, or where offsets are empty.
 
@@ -284,19 +285,35 @@ impl Subscription {
         if part.next >= log_end {
             return Ok(None);
         }
+        let (partition, from) = (part.id, part.next);
+        Ok(Some(Want { key: self.key(partition, from), log_end }))
+    }
+
+    /// Returns which frame comes next in a partition.
+    fn key(&self, partition: PartitionId, from: Offset) -> Key {
         let is_shared = self.terms.filter.is_none();
-        let until = if is_shared { frame_end(part.next) } else { FAR };
         let records_max = u32::try_from(self.credit_records).unwrap_or(u32::MAX);
-        let key = Key {
+        Key {
             topic: self.terms.topic.summary().id,
-            partition: part.id,
-            from: part.next,
-            until,
+            partition,
+            from,
+            until: if is_shared { frame_end(from) } else { FAR },
             records_max: records_max.min(FRAME_RECORDS_MAX),
             bytes_max: self.terms.frame_bytes_max.saturating_sub(HEAD_BYTES),
             style: self.terms.style,
-        };
-        Ok(Some(Want { key, log_end }))
+        }
+    }
+
+    /// Goes on in a partition without waiting for the next round when others are ahead, that is,
+    /// when the next frame has been made: a subscription whose rounds fall a little later than
+    /// theirs sends their short frames, and would fall behind by a part of each round.
+    pub(super) fn follow(&mut self, partition: PartitionId, is_made: impl FnOnce(&Key) -> bool) {
+        let part = self.parts.iter().find(|part| part.id == partition && part.is_done);
+        let Some(from) = part.map(|part| part.next) else { return };
+        let is_made = self.terms.filter.is_none() && is_made(&self.key(partition, from));
+        if is_made && let Some(part) = self.parts.iter_mut().find(|part| part.id == partition) {
+            part.is_done = false;
+        }
     }
 
     /// Returns the frame that the credit covers, where the one that others share is too large.
@@ -330,8 +347,10 @@ impl Subscription {
         let (base, next) = (part.told, part.next);
         part.told = part.next;
         let head = RecordsHead { id, partition, base, next, log_end };
-        let head = replies::records_head(&head, frame.body.len());
-        let bytes = i64::try_from(head.len() + frame.body.len()).unwrap_or(i64::MAX);
+        let (head, text_bytes) = replies::records_head(&head, frame.body.len());
+        // What the client sees: it gives back the text's length, and would run dry in time if the
+        // frame's header counted, too.
+        let bytes = i64::try_from(text_bytes).unwrap_or(i64::MAX);
         self.credit_records = self.credit_records.saturating_sub(frame.records);
         self.credit_bytes = self.credit_bytes.saturating_sub(bytes);
         self.has_sent = true;
