@@ -44,9 +44,10 @@ mod health;
 mod http;
 mod identity;
 mod observe;
+mod owner;
 
 use disk::{DataFiles, Disk};
-use identity::{Identity, Lock};
+use identity::{Identity, Locks};
 
 /// How long requests and streams may take to end after the server was asked to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -123,7 +124,7 @@ pub struct Server {
     failed: watch::Receiver<Option<String>>,
     state: Arc<api::State>,
     listener: TcpListener,
-    _lock: Lock,
+    _locks: Locks,
 }
 
 /// Starts a node, says so through `ready`, serves until `shutdown` completes, and stops in order.
@@ -170,7 +171,7 @@ impl Server {
         clock: SharedClock,
     ) -> Result<Self, Error> {
         let address = listener.local_addr().map_err(|source| io_error("listener", source))?;
-        let (identity, lock) = identity::open(config)?;
+        let (identity, locks) = identity::open(config)?;
         let metrics = Metrics::shared();
         let tasks = Tracker::new();
         let ballast = no_ballast_yet(config, &fs)?;
@@ -230,7 +231,7 @@ impl Server {
             failed,
             state,
             listener,
-            _lock: lock,
+            _locks: locks,
         })
     }
 

@@ -27,6 +27,7 @@ mod limits;
 mod load;
 mod murmur2;
 mod node;
+mod owner;
 mod power;
 mod start;
 mod stop;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::storage::fs::{Directory, File, Open, is_no_space};
+use crate::storage::fs::{Directory, File, Fs, Open, is_no_space};
 use crate::storage::wal::Poisoned;
 use crate::storage::wal::state::{Phase, Shared};
 use crate::types::{RaftIndex, ReplicaId};
@@ -108,6 +108,15 @@ pub(super) fn parse_name(name: &str) -> Name {
         Some(sequence) => Name::Spare(sequence),
         None => Name::Other,
     }
+}
+
+/// Returns whether a directory has a log.
+///
+/// # Errors
+/// The operating system's.
+pub fn is_in(fs: &dyn Fs, dir: &Path) -> io::Result<bool> {
+    let entries = fs.list(dir)?;
+    Ok(entries.iter().any(|entry| matches!(parse_name(&entry.name), Name::Live(_))))
 }
 
 pub(super) fn live_path(dir: &Path, sequence: u64) -> PathBuf {
