@@ -158,6 +158,9 @@ impl Broker {
         if full {
             details.push("the disk is nearly full: produce answers 507".to_owned());
         }
+        if let Some(why) = self.inner.wal.no_file() {
+            details.push(format!("the log's next file cannot be made: {why}"));
+        }
         Check {
             part: Part::Storage,
             ok: poisoned.is_none() && damaged.is_empty() && !full,
