@@ -44,9 +44,10 @@ mod health;
 mod http;
 mod identity;
 mod observe;
+mod owner;
 
 use disk::{DataFiles, Disk};
-use identity::{Identity, Lock};
+use identity::{Identity, Locks};
 
 /// How long requests and streams may take to end after the server was asked to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -87,6 +88,14 @@ pub enum Error {
     /// The cluster could not be founded.
     #[error("the cluster could not be founded: {0}")]
     Bootstrap(String),
+    /// A shard's group ended while the node started.
+    #[error("shard {shard} did not come up: {reason}")]
+    NotUp {
+        /// The shard.
+        shard: ShardId,
+        /// Why it ended.
+        reason: String,
+    },
     /// A file or directory of the node cannot be used.
     #[error("{path}: {source}")]
     Io {
@@ -95,7 +104,7 @@ pub enum Error {
         /// The operating system's answer.
         source: std::io::Error,
     },
-    /// A write or sync failed while serving: nothing more was acknowledged.
+    /// A write or sync failed, or a shard ended, while serving: nothing more was acknowledged.
     #[error("the node had to end: {0}")]
     Failed(String),
 }
@@ -120,10 +129,10 @@ pub struct Server {
     shards: BTreeMap<ShardId, Shard>,
     wal: wal::Wal,
     tasks: Tracker,
-    failed: watch::Receiver<Option<String>>,
+    failed: Failed,
     state: Arc<api::State>,
     listener: TcpListener,
-    _lock: Lock,
+    _locks: Locks,
 }
 
 /// Starts a node, says so through `ready`, serves until `shutdown` completes, and stops in order.
@@ -170,14 +179,14 @@ impl Server {
         clock: SharedClock,
     ) -> Result<Self, Error> {
         let address = listener.local_addr().map_err(|source| io_error("listener", source))?;
-        let (identity, lock) = identity::open(config)?;
+        let (identity, locks) = identity::open(config)?;
         let metrics = Metrics::shared();
         let tasks = Tracker::new();
         let ballast = no_ballast_yet(config, &fs)?;
         let Disk { wal, store, metadata_files, data_files } =
             Disk::open(config, &identity, &fs, &clock, &metrics)?;
         let (fail, failed) = end_on_poison(&wal, &store);
-        let node = MetadataCommon { wal: &wal, ballast: &ballast, fail };
+        let node = MetadataCommon { wal: &wal, ballast: &ballast, fail: Arc::clone(&fail) };
         let (metadata, view) =
             start_metadata(config, &identity, metadata_files, node, &tasks).await?;
         let storage_full = Arc::new(AtomicBool::new(false));
@@ -192,7 +201,8 @@ impl Server {
         };
         let shards = start_shards(config, common, data_files).await?;
         found(config, &identity, &metadata, (&clock, address)).await?;
-        lead_all(&shards).await;
+        lead_all(&shards).await?;
+        end_with_any_core(&metadata, &shards, &fail, &tasks);
         let broker = Broker::new(BrokerParts {
             node: identity.node,
             metadata: metadata.clone(),
@@ -208,6 +218,9 @@ impl Server {
         finish_topic_changes(&broker).await;
         start_maintenance(config, &broker, (&fs, ballast), &tasks);
         observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
+        if let Some(reason) = failed.borrow().clone() {
+            return Err(Error::Failed(reason));
+        }
         let state = Arc::new(api::State {
             broker: broker.clone(),
             ws: api::ws::Shared::new(&http::limits(config).ws, &metrics.ws),
@@ -230,7 +243,7 @@ impl Server {
             failed,
             state,
             listener,
-            _lock: lock,
+            _locks: locks,
         })
     }
 
@@ -247,7 +260,7 @@ impl Server {
     /// Serves until `shutdown` completes or the node has to end, then stops in order.
     ///
     /// # Errors
-    /// [`Error::Failed`] when a write or sync failed.
+    /// [`Error::Failed`] when a write or sync failed, or a shard ended.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let Self { metadata, shards, wal, tasks, mut failed, state, listener, .. } = self;
         let reason = {
@@ -319,18 +332,47 @@ fn raft_config(config: &Config) -> raft::Config {
     }
 }
 
+/// Ends the node for a reason; the first one counts, others follow from it.
+type Fail = Arc<dyn Fn(&str) + Send + Sync>;
+/// Where it is seen why the node has to end.
+type Failed = watch::Receiver<Option<String>>;
+
 /// Has the node end when its log or its segments fail: what cannot be written must not be served as
 /// if it were.
-fn end_on_poison(
-    wal: &wal::Wal,
-    store: &Store,
-) -> (watch::Sender<Option<String>>, watch::Receiver<Option<String>>) {
-    let (fail, failed) = watch::channel(None);
-    let on_wal = fail.clone();
-    wal.on_poison(move |error| drop(on_wal.send(Some(error.to_string()))));
-    let on_store = fail.clone();
-    store.on_poison(move |reason| drop(on_store.send(Some(reason.to_owned()))));
+fn end_on_poison(wal: &wal::Wal, store: &Store) -> (Fail, Failed) {
+    let (sender, failed) = watch::channel(None);
+    let fail: Fail = Arc::new(move |reason| {
+        sender.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert_with(|| reason.to_owned());
+            is_first
+        });
+    });
+    let on_wal = Arc::clone(&fail);
+    wal.on_poison(move |error| on_wal(&error.to_string()));
+    let on_store = Arc::clone(&fail);
+    store.on_poison(move |reason| on_store(reason));
     (fail, failed)
+}
+
+/// Has the node end when a group's core ends that was not asked to: its replica is lost until a
+/// restart, and must not be served as if it were only slow.
+fn end_with_any_core(
+    metadata: &MetadataShard,
+    shards: &BTreeMap<ShardId, Shard>,
+    fail: &Fail,
+    tasks: &Tracker,
+) {
+    let groups = shards.values().map(Shard::group).chain([metadata.group()]);
+    for group in groups {
+        let (group, fail, stop) = (group.clone(), Arc::clone(fail), tasks.stop_token());
+        let watching = async move {
+            group.stopped().await;
+            let reason = group.why_ended().unwrap_or_default();
+            fail(&format!("shard {} has ended: {reason}", group.shard()));
+        };
+        tasks.spawn(async move { stop.run_until_cancelled(watching).await });
+    }
 }
 
 /// Names the ballast, and gives back what an earlier process held: the start may need the room.
@@ -344,7 +386,7 @@ fn no_ballast_yet(config: &Config, fs: &SharedFs) -> Result<Arc<Ballast>, Error>
 struct MetadataCommon<'a> {
     wal: &'a wal::Wal,
     ballast: &'a Arc<Ballast>,
-    fail: watch::Sender<Option<String>>,
+    fail: Fail,
 }
 
 async fn start_metadata(
@@ -369,7 +411,7 @@ async fn start_metadata(
         image,
         feed,
         ballast: Arc::clone(node.ballast),
-        on_failure: Arc::new(move |reason| drop(node.fail.send(Some(reason.to_owned())))),
+        on_failure: node.fail,
         config: raft_config(config),
     })
     .await?;
@@ -413,10 +455,19 @@ async fn start_shards(
 }
 
 /// Waits until this node leads all its data shards.
-async fn lead_all(shards: &BTreeMap<ShardId, Shard>) {
+async fn lead_all(shards: &BTreeMap<ShardId, Shard>) -> Result<(), Error> {
     for shard in shards.values() {
-        shard.group().wait_until_leading().await;
+        lead(shard.group()).await?;
     }
+    Ok(())
+}
+
+async fn lead(group: &raft::Group) -> Result<(), Error> {
+    if group.wait_until_leading().await {
+        return Ok(());
+    }
+    let reason = group.why_ended().unwrap_or_default();
+    Err(Error::NotUp { shard: group.shard(), reason })
 }
 
 /// Founds the cluster at the first start, and notes a changed address at later ones.
@@ -427,9 +478,7 @@ async fn found(
     (clock, address): (&SharedClock, SocketAddr),
 ) -> Result<(), Error> {
     let url = config.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
-    if !metadata.group().wait_until_leading().await {
-        return Err(Error::Bootstrap("the metadata shard has no leader".to_owned()));
-    }
+    lead(metadata.group()).await?;
     let image = metadata.image();
     let known = image.node(identity.node).map(|node| node.url.clone());
     let command = match (image.cluster_id(), known) {
@@ -495,3 +544,6 @@ fn start_maintenance(
 
 /// The node and replica types that the submodules share.
 type Members = BTreeMap<ReplicaId, NodeId>;
+
+#[cfg(test)]
+mod tests;

@@ -165,6 +165,9 @@ impl Broker {
                  until it is confirmed"
             ));
         }
+        if let Some(why) = self.inner.wal.no_file() {
+            details.push(format!("the log's next file cannot be made: {why}"));
+        }
         Check {
             part: Part::Storage,
             ok: poisoned.is_none() && damaged.is_empty() && !full,

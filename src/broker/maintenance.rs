@@ -47,8 +47,17 @@ impl Broker {
     /// Looks at the room on the disks, now and then for ever: below the reserve proposers refuse
     /// records, so that what is acknowledged can always be written and checkpointed.
     pub async fn watch_space(self, watch: SpaceWatch) {
+        let mut told = None;
         loop {
             let next = self.look_at_space(&watch);
+            let no_file = self.inner.wal.no_file();
+            if no_file != told {
+                match &no_file {
+                    Some(why) => tracing::warn!(%why, "the log's next file cannot be made"),
+                    None => tracing::warn!("the log's next file could be made"),
+                }
+                told = no_file;
+            }
             if !self.is_storage_full() && !watch.ballast.is_held() {
                 let ballast = Arc::clone(&watch.ballast);
                 let held = tokio::task::spawn_blocking(move || ballast.hold()).await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use openraft::SnapshotPolicy;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use crate::raft::command::Command;
 use crate::raft::error::{ProposeError, StartError};
@@ -122,7 +124,8 @@ impl Group {
         };
         let applied_end = Arc::new(AtomicU64::new(applied_end));
         let store = LogStore::new(wal, replica, Arc::clone(&applied_end));
-        let adapter = Adapter::new(machine, applied_end);
+        let (alive, machine_gone) = oneshot::channel();
+        let adapter = Adapter::new(machine, applied_end, alive);
         let settings = settings(shard, &config)?;
         let raft = Raft::new(replica.get(), Arc::new(settings), NoPeers, store, adapter)
             .await
@@ -144,7 +147,7 @@ impl Group {
                 changed: tokio::sync::Notify::new(),
             }),
         };
-        group.watch();
+        group.watch(async move { drop(machine_gone.await) });
         group.elect_if_alone().await.map_err(refuse)?;
         Ok(group)
     }
@@ -215,6 +218,15 @@ impl Group {
         }
     }
 
+    /// Returns why the core has ended, if it has.
+    pub fn why_ended(&self) -> Option<String> {
+        let metrics = self.inner.raft.metrics();
+        let ended = metrics.borrow_watched().running_state.as_ref().err().map(ToString::to_string);
+        let is_running = self.status().running;
+        // A panic has been reported where it happened.
+        ended.or_else(|| (!is_running).then(|| "a task of it panicked".to_owned()))
+    }
+
     /// Tells the group that the state machine has a newer durable checkpoint: entries that it
     /// covers may be purged, up to `upto`.
     pub async fn purge(&self, upto: crate::types::RaftIndex) {
@@ -248,17 +260,14 @@ impl Group {
         Ok(())
     }
 
-    /// Follows the core's leadership. The channel closes when the core ends, whatever the reason.
-    fn watch(&self) {
+    /// Follows the core's leadership. The channel closes when the core ends, whatever the reason;
+    /// `machine_gone` completes when nothing is applied any more, even if the core goes on.
+    fn watch(&self, machine_gone: impl Future<Output = ()> + Send + 'static) {
         let group = self.clone();
-        let mut metrics = self.inner.raft.server_metrics();
         let watcher = async move {
-            loop {
-                group.note(&metrics.borrow_watched());
-                group.note_leading().await;
-                if metrics.changed().await.is_err() {
-                    break;
-                }
+            tokio::select! {
+                () = group.follow() => {}
+                () = machine_gone => {}
             }
             group.inner.leads.store(false, Ordering::Release);
             group.inner.leader.store(0, Ordering::Release);
@@ -266,6 +275,17 @@ impl Group {
             group.inner.changed.notify_waiters();
         };
         drop(self.inner.runtime.spawn(watcher));
+    }
+
+    async fn follow(&self) {
+        let mut metrics = self.inner.raft.server_metrics();
+        loop {
+            self.note(&metrics.borrow_watched());
+            self.note_leading().await;
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn note(&self, metrics: &openraft::metrics::RaftServerMetrics<TypeConfig>) {
@@ -318,4 +338,89 @@ fn settings(shard: ShardId, config: &Config) -> Result<openraft::Config, StartEr
         ..openraft::Config::default()
     };
     settings.validate().map_err(|error| StartError::Config { shard, detail: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::raft::Recovered;
+    use crate::storage::fs::sim::SimFs;
+    use crate::storage::wal;
+    use crate::types::LogPosition;
+
+    /// How a machine fails.
+    #[derive(Debug, Clone, Copy)]
+    enum Failing {
+        Error,
+        Panic,
+    }
+
+    /// A machine that fails at the first command.
+    #[derive(Debug)]
+    struct Broken(Failing);
+
+    impl StateMachine for Broken {
+        fn recovered(&self) -> Recovered {
+            Recovered::default()
+        }
+
+        fn apply(&mut self, _position: LogPosition, _command: &Command) -> io::Result<()> {
+            match self.0 {
+                Failing::Error => Err(io::Error::other("it is broken")),
+                Failing::Panic => panic!("it is broken"),
+            }
+        }
+
+        fn advance(&mut self, _position: LogPosition, _membership: Option<Bytes>) {}
+
+        fn end_of_run(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn checkpointed(&self) -> Recovered {
+            Recovered::default()
+        }
+    }
+
+    async fn start(machine: impl StateMachine) -> Group {
+        let (config, floors) = (wal::Config::default(), BTreeMap::new());
+        let fs = SimFs::new().shared();
+        let opened = Wal::open(fs, Path::new("wal"), config, &floors, Arc::new(wal::NoObserver));
+        let parts = Parts {
+            shard: ShardId::new(3),
+            replica: ReplicaId::new(1),
+            members: Members::from([(ReplicaId::new(1), NodeId::new(1))]),
+            wal: opened.unwrap().0,
+            machine: Arc::new(Mutex::new(Box::new(machine))),
+            config: Config::default(),
+            leads: Arc::default(),
+        };
+        let group = Group::start(parts).await.unwrap();
+        assert!(group.wait_until_leading().await);
+        assert_eq!(group.why_ended(), None);
+        group
+    }
+
+    #[tokio::test]
+    async fn a_core_that_ends_is_noticed_whatever_ended_it() {
+        for failing in [Failing::Error, Failing::Panic] {
+            let group = start(Broken(failing)).await;
+            group.propose(Command::new(vec![Bytes::from_static(b"x")], None)).await.unwrap();
+            let ended = tokio::time::timeout(Duration::from_secs(20), group.stopped()).await;
+            assert!(ended.is_ok(), "{failing:?}: the core goes on");
+            assert!(!group.status().running && !group.status().leads);
+            assert!(!group.wait_until_leading().await);
+            let why = group.why_ended().unwrap();
+            let expected = match failing {
+                Failing::Error => "it is broken",
+                Failing::Panic => "panicked",
+            };
+            assert!(why.contains(expected), "{why}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::raft::codec;
 use crate::raft::command::Command;
@@ -106,14 +107,20 @@ pub(crate) struct Adapter {
     /// Written after every run of entries; read by the log store, which may then forget the
     /// entries that it keeps in memory for `apply`. Holds the index after the last applied one.
     applied_end: Arc<AtomicU64>,
+    _alive: Alive,
 }
+
+/// Goes with the task that applies: the library's core does not notice when that one panics, and
+/// would wait for it for ever.
+pub(crate) type Alive = oneshot::Sender<std::convert::Infallible>;
 
 impl Adapter {
     pub(crate) fn new(
         machine: Arc<Mutex<Box<dyn StateMachine>>>,
         applied_end: Arc<AtomicU64>,
+        alive: Alive,
     ) -> Self {
-        Self { machine, applied_end }
+        Self { machine, applied_end, _alive: alive }
     }
 }
 

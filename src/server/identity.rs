@@ -1,4 +1,4 @@
-//! Who this node is: `node.json` and the lock of its data directory.
+//! Who this node is: `node.json` and the locks of its directories.
 //!
 //! `node.json` is written once, before anything else, and never changed: cluster id, node id and
 //! replica ids are what keeps a directory from being taken for another one's.
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::metadata::{NewShard, Replica};
-use crate::server::Members;
+use crate::server::{Members, owner};
 use crate::storage::fs::{Fs, RealFs, read_file, replace_file};
 use crate::types::{ClusterId, NodeId, ReplicaId, ShardId};
 
@@ -38,15 +38,55 @@ pub enum Error {
         /// Whose it should be.
         configured: NodeId,
     },
+    /// Another process uses the write-ahead log's directory.
+    #[error("{wal} is in use by another process, it cannot have the write-ahead log of {data}")]
+    LogInUse {
+        /// Where the log should be.
+        wal: PathBuf,
+        /// The data directory that it should belong to.
+        data: PathBuf,
+    },
+    /// The write-ahead log is another node's.
+    #[error(
+        "{wal} has the write-ahead log of node {} of cluster {}, {data} belongs to node {} of \
+         cluster {}",
+        .theirs.1, .theirs.0, .ours.1, .ours.0
+    )]
+    OtherLog {
+        /// Where the log is.
+        wal: PathBuf,
+        /// Cluster and node whose it is.
+        theirs: (ClusterId, NodeId),
+        /// The data directory.
+        data: PathBuf,
+        /// Cluster and node whose it is.
+        ours: (ClusterId, NodeId),
+    },
+    /// Nothing says whose the write-ahead log is, and it is not where an earlier version kept it.
+    #[error(
+        "{wal} has a write-ahead log and does not say whose; if it is that of {data}, write {mark} \
+         to {}",
+        .wal.join(owner::FILE).display()
+    )]
+    UnknownLog {
+        /// Where the log is.
+        wal: PathBuf,
+        /// The data directory.
+        data: PathBuf,
+        /// What would mark it as the data directory's.
+        mark: String,
+    },
     /// The directory is of a version that this program does not know.
-    #[error("{path} has format {found}, this program knows {FORMAT}")]
+    #[error("{path} has format {found}, this program knows {known}")]
     Format {
-        /// Its `node.json`.
+        /// Its `node.json` or `owner.json`.
         path: PathBuf,
         /// Its version.
         found: u32,
+        /// The version that can be read.
+        known: u32,
     },
-    /// `node.json` is not what was written.
+    /// `node.json` or `owner.json` is not what was written.
     #[error("{path} cannot be read: {detail}")]
     Damaged {
         /// The file.
@@ -72,10 +112,10 @@ pub(super) struct Identity {
     replicas: BTreeMap<ShardId, ReplicaId>,
 }
 
-/// Holds the data directory against other processes for as long as it lives.
+/// Holds the node's directories against other processes for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Lock(
-    #[expect(dead_code, reason = "closing the file gives the lock back")] fs::File,
+pub(super) struct Locks(
+    #[expect(dead_code, reason = "closing a file gives its lock back")] Vec<fs::File>,
 );
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,18 +154,15 @@ impl Identity {
     }
 }
 
-/// Locks the data directory and reads who it belongs to; a new one is given an identity first.
+/// Locks the node's directories and reads who they belong to; new ones are given an identity first.
 ///
 /// # Errors
 /// [`Error`].
-pub(super) fn open(config: &Config) -> Result<(Identity, Lock), Error> {
+pub(super) fn open(config: &Config) -> Result<(Identity, Locks), Error> {
     let directory = &config.data_dir;
-    fs::create_dir_all(directory).map_err(|source| io_error(directory, source))?;
-    if let Some(above) = directory.parent().filter(|above| !above.as_os_str().is_empty()) {
-        // Without its name in the directory above, all that is durable below it is lost.
-        RealFs.sync_dir(above).map_err(|source| io_error(above, source))?;
-    }
-    let lock = lock(&directory.join("LOCK"))?;
+    make_directory(directory)?;
+    let in_use = || Error::InUse(directory.clone());
+    let mut locks = vec![lock(directory)?.ok_or_else(in_use)?];
     let path = directory.join("node.json");
     let file = match read_file(&RealFs, &path, FILE_BYTES_MAX) {
         Ok(bytes) => parse(&path, &bytes)?,
@@ -145,7 +182,9 @@ pub(super) fn open(config: &Config) -> Result<(Identity, Lock), Error> {
         );
     }
     let NodeFile { cluster_id, node_id, replicas, .. } = file;
-    Ok((Identity { cluster: cluster_id, node: node_id, replicas }, lock))
+    let identity = Identity { cluster: cluster_id, node: node_id, replicas };
+    locks.extend(owner::claim(config, &identity)?);
+    Ok((identity, Locks(locks)))
 }
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, Error> {
@@ -153,7 +192,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<NodeFile, Error> {
     let file: NodeFile =
         serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
     if file.format != FORMAT {
-        return Err(Error::Format { path: path.to_owned(), found: file.format });
+        return Err(Error::Format { path: path.to_owned(), found: file.format, known: FORMAT });
     }
     if !file.replicas.contains_key(&ShardId::METADATA) {
         return Err(damaged("no replica of shard 0".to_owned()));
@@ -176,18 +215,31 @@ fn create(path: &Path, config: &Config) -> Result<NodeFile, Error> {
     Ok(file)
 }
 
-fn lock(path: &Path) -> Result<Lock, Error> {
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = file.map_err(|source| io_error(path, source))?;
+/// Makes a directory and those above it. Without a name in the directory above it, all that is
+/// durable below that name is lost.
+pub(super) fn make_directory(directory: &Path) -> Result<(), Error> {
+    let missing = directory.ancestors().skip(1).take_while(|above| !above.exists());
+    let to_sync = missing.count() + 1;
+    fs::create_dir_all(directory).map_err(|source| io_error(directory, source))?;
+    for above in directory.ancestors().skip(1).take(to_sync) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        RealFs.sync_dir(above).map_err(|source| io_error(above, source))?;
+    }
+    Ok(())
+}
+
+/// Locks a directory by the file `LOCK` in it; `None` when another process has it.
+pub(super) fn lock(directory: &Path) -> Result<Option<fs::File>, Error> {
+    let path = directory.join("LOCK");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|source| io_error(&path, source))?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock(file)),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::InUse(path.parent().unwrap_or(path).to_owned()))
-        }
-        Err(fs::TryLockError::Error(source)) => Err(io_error(path, source)),
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(source)) => Err(io_error(&path, source)),
     }
 }
 
-fn io_error(path: &Path, source: io::Error) -> Error {
+pub(super) fn io_error(path: &Path, source: io::Error) -> Error {
     Error::Io { path: path.to_owned(), source }
 }

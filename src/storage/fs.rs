@@ -21,6 +21,8 @@ pub use real::RealFs;
 
 const EMFILE: i32 = 24;
 const ENFILE: i32 = 23;
+const ENOSYS: i32 = 38;
+const EOPNOTSUPP: i32 = 95;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +141,8 @@ pub trait File: fmt::Debug + Send + Sync {
     /// Extends the file to `len` bytes of zeros, with room on the disk for all of them.
     ///
     /// # Errors
-    /// The operating system's, above all that there is no room.
+    /// The operating system's, above all that there is no room; [`is_unsupported`] where the file
+    /// system cannot do that, and the file is as it was.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
     /// Returns the file's length.
@@ -196,6 +199,11 @@ pub fn is_no_space(error: &io::Error) -> bool {
 /// again, unless it was a sync.
 pub fn is_exhausted(error: &io::Error) -> bool {
     is_no_space(error) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Returns whether an error says that the file system, or the kernel, does not have such a call.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(ENOSYS | EOPNOTSUPP))
 }
 
 /// Makes names durable that were changed already. The error is never one of [`is_exhausted`]: the

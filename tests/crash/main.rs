@@ -29,6 +29,7 @@ mod load;
 mod members;
 mod murmur2;
 mod node;
+mod owner;
 mod power;
 mod sockets;
 mod start;

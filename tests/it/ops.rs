@@ -196,7 +196,7 @@ async fn the_data_directory_has_the_documented_layout() {
     let produce = server.request(Method::POST, "/v1/topics/a/records?partition=1").body("x");
     assert_eq!(Reply::of(produce).await.status, 200);
     let directory = server.halt().await;
-    for name in ["node.json", "LOCK", "metadata.db"] {
+    for name in ["node.json", "LOCK", "metadata.db", "wal/LOCK", "wal/owner.json"] {
         assert!(directory.path().join(name).is_file(), "{name}");
     }
     for name in ["wal", "shards/0", "shards/1"] {

@@ -1,7 +1,9 @@
 //! What clients are told when the disk is slow, full or failing: nothing is written that was
 //! refused, nothing is lost that was accepted, and the node goes on by itself afterwards.
 
-use eddyline::storage::fs::sim::{Fault, IO_FAILED, Operation, Repeat, SimFs};
+use eddyline::storage::fs::sim::{
+    Fault, IO_FAILED, NOT_PERMITTED, NOT_SUPPORTED, Operation, Repeat, SimFs,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -234,6 +236,43 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     .await;
     assert_eq!(first, 2, "what was refused is not written");
     server.stop().await;
+}
+
+/// Files of the log are allocated where that can be done, and filled where it cannot.
+#[tokio::test]
+async fn a_log_without_a_next_file_says_why_and_one_on_a_plain_file_system_needs_none_allocated() {
+    for (errno, is_refused) in [(NOT_PERMITTED, true), (NOT_SUPPORTED, false)] {
+        let fs = SimFs::new();
+        fs.inject(Fault {
+            operation: Operation::Allocate,
+            after: 0,
+            path_contains: String::new(),
+            errno,
+            repeat: Repeat::Always,
+        });
+        let server = Server::start_on(&fs, tempfile::tempdir().unwrap(), &[SMALL_LOG]).await;
+        if is_refused {
+            let why = eventually("the node says why", async || {
+                let ready = Reply::of(server.request(Method::GET, "/readyz")).await;
+                let checks = ready.json()["checks"].clone();
+                let check = checks.as_array().unwrap().iter().find(|c| c["name"] == "storage");
+                let why = check.unwrap()["detail"].as_str()?.to_owned();
+                (ready.status == 503 && why.contains("507")).then_some(why)
+            })
+            .await;
+            assert!(why.contains("cannot allocate ") && why.contains("os error 1"), "{why}");
+            fs.clear_faults();
+        }
+        eventually("the node is ready", async || {
+            let ready = Reply::of(server.request(Method::GET, "/readyz")).await;
+            (ready.status == 200).then_some(())
+        })
+        .await;
+        let put = server.request(Method::PUT, "/v1/topics/t").body(r#"{"partitions":1}"#);
+        assert_eq!(Reply::of(put).await.status, 201);
+        assert_eq!(produce(&server).await.status, 200);
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

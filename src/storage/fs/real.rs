@@ -143,7 +143,12 @@ impl File for RealFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         let flags = rustix::fs::FallocateFlags::empty();
-        Ok(rustix::fs::fallocate(&self.0, flags, 0, len)?)
+        loop {
+            match rustix::fs::fallocate(&self.0, flags, 0, len) {
+                Err(rustix::io::Errno::INTR) => {}
+                done => return Ok(done?),
+            }
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

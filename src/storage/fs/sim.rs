@@ -47,6 +47,8 @@ pub enum Operation {
     Sync,
     /// [`File::set_len`].
     SetLen,
+    /// [`File::allocate`].
+    Allocate,
     /// [`Fs::open_dir`].
     OpenDir,
     /// [`Directory::sync`].
@@ -88,6 +90,15 @@ pub const NO_SPACE: i32 = 28;
 
 /// `EMFILE`: the process has no descriptors left.
 pub const NO_DESCRIPTORS: i32 = 24;
+
+/// `EPERM`: somebody forbids it.
+pub const NOT_PERMITTED: i32 = 1;
+
+/// `ENOSYS`: the kernel has no such call.
+pub const NO_SUCH_CALL: i32 = 38;
+
+/// `EOPNOTSUPP`: the file system has no such call.
+pub const NOT_SUPPORTED: i32 = 95;
 
 /// `EIO`: the disk failed.
 pub const IO_FAILED: i32 = 5;
@@ -445,21 +456,11 @@ impl File for SimFile {
     fn start_write_back(&self, _position: u64, _len: u64) {}
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mut state = self.shared.state.lock();
-        state.begin(Operation::SetLen, &self.path)?;
-        self.check_writable()?;
-        let room = state.room();
-        let file = state.disk.file(self.id)?;
-        if len > file.len().saturating_add(room) {
-            return Err(io::Error::from_raw_os_error(NO_SPACE));
-        }
-        file.set_len(len);
-        Ok(())
+        self.resize(Operation::SetLen, len)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        self.set_len(len)
+        self.resize(Operation::Allocate, len)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -470,6 +471,20 @@ impl File for SimFile {
 }
 
 impl SimFile {
+    fn resize(&self, operation: Operation, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let mut state = self.shared.state.lock();
+        state.begin(operation, &self.path)?;
+        self.check_writable()?;
+        let room = state.room();
+        let file = state.disk.file(self.id)?;
+        if len > file.len().saturating_add(room) {
+            return Err(io::Error::from_raw_os_error(NO_SPACE));
+        }
+        file.set_len(len);
+        Ok(())
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         if self.writable { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::storage::fs::{Directory, File, Open, is_no_space};
+use crate::storage::fs::{Directory, File, Fs, Open, is_no_space, is_unsupported};
 use crate::storage::wal::Poisoned;
 use crate::storage::wal::state::{Phase, Shared};
 use crate::types::{RaftIndex, ReplicaId};
@@ -110,6 +110,15 @@ pub(super) fn parse_name(name: &str) -> Name {
     }
 }
 
+/// Returns whether a directory has a log.
+///
+/// # Errors
+/// The operating system's.
+pub fn is_in(fs: &dyn Fs, dir: &Path) -> io::Result<bool> {
+    let entries = fs.list(dir)?;
+    Ok(entries.iter().any(|entry| matches!(parse_name(&entry.name), Name::Live(_))))
+}
+
 pub(super) fn live_path(dir: &Path, sequence: u64) -> PathBuf {
     dir.join(format!("{sequence:020}{LIVE_SUFFIX}"))
 }
@@ -124,8 +133,8 @@ pub(super) fn recovery_path(dir: &Path) -> PathBuf {
 
 /// Why no file could be prepared.
 enum Failure {
-    /// Nothing was lost; it can be tried again.
-    NoFile,
+    /// Nothing was lost; it can be tried again. Why, in words.
+    NoFile(String),
     /// A sync failed.
     Fatal(Poisoned),
     /// The log is being closed.
@@ -166,11 +175,14 @@ impl Upkeep {
                     state.next = Some(file);
                     state.wants_next = false;
                     state.storage_full = false;
+                    state.no_file = None;
                     drop(state);
                     self.shared.work.notify_all();
                 }
-                Err(Failure::NoFile) => {
-                    self.shared.state.lock().storage_full = true;
+                Err(Failure::NoFile(why)) => {
+                    let mut state = self.shared.state.lock();
+                    state.storage_full = true;
+                    state.no_file = Some(why.into());
                     wait_first = true;
                 }
                 Err(Failure::Fatal(poisoned)) => {
@@ -248,18 +260,20 @@ impl Upkeep {
             let allocated = file.len()?;
             Ok((file, allocated))
         });
-        let Ok((file, allocated)) = opened else {
-            return Err(self.give_up(&path));
+        let (file, allocated) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Err(self.give_up(&path, &error)),
         };
         self.sync_dir().map_err(Failure::Fatal)?;
         Ok(OpenFile { sequence, path, file, allocated })
     }
 
     /// Takes the name of a file back that is not going to be begun; recovery would miss the file.
-    fn give_up(&self, path: &Path) -> Failure {
+    fn give_up(&self, path: &Path, why: &io::Error) -> Failure {
+        let no_file = || no_file("open", path, why);
         match self.shared.fs.remove_file(path) {
-            Ok(()) => Failure::NoFile,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Failure::NoFile,
+            Ok(()) => no_file(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => no_file(),
             Err(error) => {
                 let text = format_args!("cannot take {} away: {error}", path.display());
                 Failure::Fatal(Poisoned::new(text))
@@ -268,12 +282,15 @@ impl Upkeep {
     }
 
     /// Makes a file that is used under another name later. It has room for all its bytes; zeros are
-    /// written over them as far as the log leaves time.
+    /// written over them as far as the log leaves time. Where the file system cannot give room it
+    /// has room for the zeros alone, and grows behind them: the log may then find no space for a
+    /// round, which waits, and not only for a file.
     fn fill(&self, sequence: u32) -> Result<PathBuf, Failure> {
         let path = spare_path(&self.shared.dir, u64::from(sequence));
         let fs = self.shared.fs.as_ref();
-        let file = fs.open(&path, Open::CreateNew).map_err(|_| Failure::NoFile)?;
-        let filled = self.fill_with_zeros(file.as_ref());
+        let opened = fs.open(&path, Open::CreateNew);
+        let file = opened.map_err(|error| no_file("create", &path, &error))?;
+        let filled = self.fill_with_zeros(file.as_ref(), &path);
         if filled.is_err() {
             drop(file);
             // The space is wanted back now; a restart removes what stays.
@@ -282,17 +299,20 @@ impl Upkeep {
         filled.map(|()| path)
     }
 
-    fn fill_with_zeros(&self, file: &dyn File) -> Result<(), Failure> {
+    fn fill_with_zeros(&self, file: &dyn File, path: &Path) -> Result<(), Failure> {
         let len = self.shared.config.file_bytes;
-        file.allocate(len).map_err(|_| Failure::NoFile)?;
+        match file.allocate(len) {
+            Err(error) if !is_unsupported(&error) => return Err(no_file("allocate", path, &error)),
+            _ => {}
+        }
         let zeros = vec![0; FILL_BYTES.min(usize::try_from(len).unwrap_or(FILL_BYTES))];
         let mut position = 0;
         while position < len && !self.is_wanted()? {
             let rest = usize::try_from(len - position).unwrap_or(usize::MAX);
             let part = zeros.get(..rest.min(zeros.len())).unwrap_or(&zeros);
             let written = file.write_all_at(&[IoSlice::new(part)], position);
-            written.map_err(|_| Failure::NoFile)?;
-            sync_zeros(file)?;
+            written.map_err(|error| no_file("write", path, &error))?;
+            sync_zeros(file, path)?;
             position = position.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
         }
         Ok(())
@@ -308,11 +328,15 @@ impl Upkeep {
     }
 }
 
-fn sync_zeros(file: &dyn File) -> Result<(), Failure> {
+fn no_file(action: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::NoFile(format!("cannot {action} {}: {error}", path.display()))
+}
+
+fn sync_zeros(file: &dyn File, path: &Path) -> Result<(), Failure> {
     match file.sync_data() {
         Ok(()) => Ok(()),
         // Nothing but zeros was lost, and the file is thrown away.
-        Err(error) if is_no_space(&error) => Err(Failure::NoFile),
+        Err(error) if is_no_space(&error) => Err(no_file("sync", path, &error)),
         Err(error) => {
             let text = format_args!("cannot sync a new log file: {error}");
             Err(Failure::Fatal(Poisoned::new(text)))

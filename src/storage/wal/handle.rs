@@ -89,6 +89,7 @@ impl Wal {
             next_sequence: recovered.next_sequence,
             retired: Vec::new(),
             storage_full: false,
+            no_file: None,
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -295,6 +296,12 @@ impl Wal {
     /// left, and waits, unanswered, when that is used up; it recovers by itself when space returns.
     pub fn is_storage_full(&self) -> bool {
         self.handle.shared.state.lock().storage_full
+    }
+
+    /// Returns why the next file could not be made when that was last tried, if it could not. It is
+    /// tried again and again.
+    pub fn no_file(&self) -> Option<Arc<str>> {
+        self.handle.shared.state.lock().no_file.clone()
     }
 
     /// Returns why the log has ended, if it has.

@@ -40,6 +40,7 @@ mod writer;
 
 pub use dump::{Salvage, dump};
 pub use error::{Damage, Error, Poisoned};
+pub use files::is_in;
 pub use handle::Wal;
 
 pub use crate::types::LogPosition as LogId;

@@ -147,6 +147,8 @@ pub(super) struct State {
     pub(super) retired: Vec<Arc<OpenFile>>,
     /// Whether the last attempt to get space failed.
     pub(super) storage_full: bool,
+    /// Why the last attempt to make a file failed; `None` since one succeeded.
+    pub(super) no_file: Option<Arc<str>>,
 }
 
 pub(super) struct Shared {

@@ -3,7 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::storage::fs::sim::{Counters, Fault, IO_FAILED, NO_SPACE, Operation, Repeat};
+use crate::storage::fs::sim::{
+    Counters, Fault, IO_FAILED, NO_SPACE, NO_SUCH_CALL, NOT_PERMITTED, NOT_SUPPORTED, Operation,
+    Repeat,
+};
 use crate::storage::wal::{Observer, RoundSize, SharedObserver};
 
 /// Waits until the disk's counters say something; the threads of the log run meanwhile.
@@ -155,6 +158,83 @@ fn a_disk_that_cannot_make_a_file_says_so_and_the_current_file_grows() {
     append_range(&wal, 1, 1, 100..110, 500).unwrap();
     let expected = read_all(&wal, 1);
     assert_eq!(read_all(&open(&fs.cut()).0, 1), expected);
+}
+
+fn allocate_fails(errno: i32) -> Fault {
+    let (operation, path_contains) = (Operation::Allocate, String::new());
+    Fault { operation, after: 0, path_contains, errno, repeat: Repeat::Always }
+}
+
+/// NFS before 4.2, FUSE, 9p: files are made all the same, and have the bytes that were written.
+#[test]
+fn a_file_system_that_cannot_allocate_gets_files_that_are_written() {
+    for errno in [NOT_SUPPORTED, NO_SUCH_CALL] {
+        let fs = SimFs::new();
+        fs.inject(allocate_fails(errno));
+        let (wal, _) = open(&fs);
+        while !wal.has_next_file() {
+            assert_eq!(wal.no_file(), None);
+            std::thread::yield_now();
+        }
+        // At rest: the next file is filled to its end, and used.
+        append_rolling(&wal, 1..100, 300);
+        let lens = || Fs::list(&fs, dir()).unwrap().into_iter().map(|entry| entry.len);
+        assert!(lens().any(|len| len >= FILE_BYTES), "{:?}", lens().collect::<Vec<_>>());
+        // In a hurry: it is taken as far as it is filled.
+        for raw in 100..400 {
+            append_range(&wal, 1, 1, raw..raw + 1, 300).unwrap();
+        }
+        assert_eq!((wal.no_file(), wal.is_storage_full()), (None, false));
+        let expected = read_all(&wal, 1);
+        assert_eq!(expected.len(), 399);
+        let after = fs.cut();
+        after.inject(allocate_fails(errno));
+        assert_eq!(read_all(&open(&after).0, 1), expected);
+    }
+}
+
+/// A file that is not allocated has no room of its own: the disk may be full in the middle of it.
+#[test]
+fn a_file_that_is_not_allocated_waits_for_space_in_its_middle() {
+    let fs = SimFs::new();
+    fs.inject(allocate_fails(NOT_SUPPORTED));
+    let (wal, _) = open(&fs);
+    append_range(&wal, 1, 1, 1..2, 10).unwrap();
+    let mut answers = Vec::new();
+    for raw in 2..200 {
+        let used = Fs::space(&fs, dir()).unwrap();
+        fs.set_capacity(Some(used.total - used.available));
+        let (done, receiver) = done();
+        wal.append(replica(1), vec![entry(1, raw, &payload(1, 1, raw, 700))], done);
+        // Whatever the file thread does with the room that comes back.
+        if raw % 3 == 0 {
+            fs.set_capacity(None);
+            wait(&receiver).unwrap();
+        } else {
+            answers.push(receiver);
+        }
+    }
+    fs.set_capacity(None);
+    answers.iter().for_each(|receiver| wait(receiver).unwrap());
+    assert!(wal.poisoned().is_none());
+    wait_for(&fs, |_| !wal.is_storage_full());
+    let expected = read_all(&wal, 1);
+    assert_eq!(expected.len(), 199);
+    assert_eq!(read_all(&open(&fs.cut()).0, 1), expected);
+}
+
+#[test]
+fn why_no_file_can_be_made_is_told_until_one_can() {
+    let fs = SimFs::new();
+    fs.inject(allocate_fails(NOT_PERMITTED));
+    let (wal, _) = open(&fs);
+    wait_for(&fs, |_| wal.no_file().is_some());
+    let why = wal.no_file().unwrap();
+    assert!(why.contains("cannot allocate /wal/spare.") && why.contains("os error 1"), "{why}");
+    assert!(wal.is_storage_full());
+    fs.clear_faults();
+    wait_for(&fs, |_| wal.no_file().is_none());
+    wait_for(&fs, |_| !wal.is_storage_full());
 }
 
 #[test]
