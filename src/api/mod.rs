@@ -82,7 +82,7 @@ pub struct Timers {
     pub events_comment_every: Duration,
     /// How long the sender of an NDJSON body may neither send anything nor take a report.
     pub produce_idle: Duration,
-    /// How long a client may take nothing of an answer that is ready for it.
+    /// How long a client may take nothing of an answer that is ready for it, and send nothing.
     pub answer_stall: Duration,
 }
 

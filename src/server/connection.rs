@@ -3,8 +3,10 @@
 //! Invariants:
 //! - every connection holds a place from before it is accepted to its end, so that connections
 //!   never take the descriptors that the log and the segments need;
-//! - a client that takes nothing of what is ready for it loses its connection after a while: what
-//!   waits for it holds memory. A connection on which there is nothing to send is not concerned.
+//! - a client that takes nothing of what is ready for it, and sends nothing either, loses its
+//!   connection after a while: what waits for it holds memory. Most clients read no answer before
+//!   they have sent everything, so whoever still sends is not stuck; what he is owed has bounds of
+//!   its own. A connection on which there is nothing to send is not concerned.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -63,13 +65,14 @@ impl Places {
     }
 }
 
-/// A stream whose writes fail when the other side has taken nothing for a while.
+/// A stream whose writes fail when the other side has neither taken nor sent anything for a while.
 #[derive(Debug)]
 pub(super) struct Paced<S> {
     stream: S,
     stall_max: Duration,
     /// When the write that waits gives up; made for the first that has to.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// A write waits, and nothing has arrived since it was looked at.
     is_waiting: bool,
     flushes: Flushes,
 }
@@ -106,7 +109,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            // The next look at a write that waits begins its time anew.
+            self.is_waiting = false;
+        }
+        read
     }
 }
 
@@ -146,6 +155,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -174,6 +185,40 @@ mod tests {
         };
         let (written, ()) = tokio::join!(near.write_all(&[0; 1000]), reading);
         written.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_reads_nothing_is_not_stuck_while_it_sends() {
+        let (near, mut far) = tokio::io::duplex(100);
+        let mut near = Paced::new(near, STALL_MAX, Flushes::default());
+        let mut sent = 0;
+        let mut received = 0;
+        let mut sending = Box::pin(async {
+            for _ in 0..10 {
+                tokio::time::sleep(STALL_MAX * 2 / 3).await;
+                far.write_all(b"line").await.unwrap();
+            }
+        });
+        let mut is_sending = true;
+        // As a connection does it: whatever happens, it reads and then goes on writing.
+        let error = poll_fn(|context| {
+            loop {
+                is_sending = is_sending && sending.as_mut().poll(context).is_pending();
+                let mut some = [0; 100];
+                let mut buffer = ReadBuf::new(&mut some);
+                let read = Pin::new(&mut near).poll_read(context, &mut buffer);
+                received += buffer.filled().len();
+                match Pin::new(&mut near).poll_write(context, &[0; 1000]) {
+                    Poll::Ready(Ok(count)) => sent += count,
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Pending if read.is_pending() => return Poll::Pending,
+                    Poll::Pending => {}
+                }
+            }
+        });
+        let error = error.await;
+        assert_eq!((sent, received), (100, 40), "all that it sent was read");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "when it fell silent, it was stuck");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! What clients are told when the disk is slow, full or failing: nothing is written that was
 //! refused, nothing is lost that was accepted, and the node goes on by itself afterwards.
 
+use std::future::Future;
+use std::time::Duration;
+
 use eddyline::storage::fs::sim::{
     Fault, IO_FAILED, NOT_PERMITTED, NOT_SUPPORTED, Operation, Repeat, SimFs,
 };
@@ -159,10 +162,12 @@ async fn metrics_show_what_waits_in_each_queue() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn full_queues_slow_a_stream_down_and_are_no_error() {
+/// Sends two lines while the queues are full, for as long as `hold` takes, and checks that both
+/// are written.
+async fn check_full_queues_wait(settings: &[(&str, &str)], hold: impl Future<Output = ()>) {
     let fs = SimFs::new();
-    let server = start(&fs, &[("shards.count", "1")]).await;
+    let settings: Vec<_> = settings.iter().copied().chain([("shards.count", "1")]).collect();
+    let server = start(&fs, &settings).await;
     let held = Held::hold(&fs);
     loop {
         let request = server.request(Method::POST, &format!("{RECORDS}?acks=0"));
@@ -174,6 +179,7 @@ async fn full_queues_slow_a_stream_down_and_are_no_error() {
         server.request(Method::POST, RECORDS).header("content-type", "application/x-ndjson");
     let mut answer = lines.body("{\"value\":1}\n{\"value\":2}\n").send().await.unwrap();
     assert_eq!(answer.status(), 200);
+    hold.await;
     drop(held);
     let mut text = String::new();
     while let Some(chunk) = answer.chunk().await.unwrap() {
@@ -184,6 +190,20 @@ async fn full_queues_slow_a_stream_down_and_are_no_error() {
     assert_eq!(reports.len(), 2, "{text}");
     assert!(reports.iter().all(|report| report["offset"].is_u64()), "{text}");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn full_queues_slow_a_stream_down_and_are_no_error() {
+    check_full_queues_wait(&[], std::future::ready(())).await;
+}
+
+/// A line's time to be written began when it was read: queues that were full for longer had each
+/// line reported as of unknown outcome, and then written.
+#[tokio::test]
+async fn the_wait_for_room_in_full_queues_is_not_the_time_of_the_write() {
+    let timeout = Duration::from_millis(1500);
+    let hold = tokio::time::sleep(timeout * 2);
+    check_full_queues_wait(&[("http.request_timeout", "1500ms")], hold).await;
 }
 
 #[tokio::test]

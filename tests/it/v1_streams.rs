@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::{Reply, Server};
 
@@ -91,5 +91,37 @@ async fn a_connection_whose_head_never_comes_is_closed() {
         let text = String::from_utf8_lossy(&answer);
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 408"), "{begun:?}: {read:?} {text}");
     }
+    server.stop().await;
+}
+
+/// Reports that the client did not read filled the socket, and a write that waited for a minute
+/// ended the connection although lines still arrived and there was room for their reports.
+#[tokio::test]
+async fn a_sender_that_reads_only_at_the_end_keeps_its_connection_however_long_it_sends() {
+    // Refused lines: a report has a hundred times their bytes, and soon fills both sockets.
+    const AT_ONCE: usize = 40_000;
+    const SLOWLY: usize = 40;
+    let stall = Duration::from_millis(300);
+    let server = start(Timers { answer_stall: stall, ..Timers::default() }).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = server.url().trim_start_matches("http://").parse().unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    let bytes = (AT_ONCE + SLOWLY) * 2;
+    let head = format!(
+        "POST {RECORDS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all("x\n".repeat(AT_ONCE).as_bytes()).await.unwrap();
+    for _ in 0..SLOWLY {
+        tokio::time::sleep(stall / 4).await;
+        stream.write_all(b"x\n").await.unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{}", &answer[..answer.len().min(200)]);
+    let reports = answer.matches(r#""code":"invalid_request""#).count();
+    assert_eq!(reports, AT_ONCE + SLOWLY);
     server.stop().await;
 }

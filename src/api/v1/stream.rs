@@ -101,7 +101,7 @@ struct Group {
     refused: VecDeque<(usize, ApiError)>,
     /// What becomes of the other lines.
     fate: Fate,
-    /// When its outcome counts as unknown.
+    /// When its outcome counts as unknown, counted from when its records were queued.
     deadline: Instant,
 }
 
@@ -176,12 +176,10 @@ impl Pump {
     async fn append(&mut self, batch: Batch) {
         let mut lines = batch.lines().peekable();
         while lines.peek().is_some() {
-            let deadline = Instant::now() + self.state.config.request_timeout;
-            let mut group =
-                Group { lines: 0, refused: VecDeque::new(), fate: Fate::NoLines, deadline };
+            let (mut count, mut refused) = (0, VecDeque::new());
             let mut records = Vec::new();
             let mut bytes = 0;
-            while group.lines < GROUP_LINES_MAX && bytes < GROUP_BYTES_MAX {
+            while count < GROUP_LINES_MAX && bytes < GROUP_BYTES_MAX {
                 let Some(line) = lines.next() else { break };
                 let record = match line {
                     Line::Whole(line) => {
@@ -191,13 +189,15 @@ impl Pump {
                     Line::TooLong => Err(self.lines.too_long()),
                 };
                 match record {
-                    Ok(record) => records.push((group.lines, record)),
-                    Err(error) => group.refused.push_back((group.lines, error)),
+                    Ok(record) => records.push((count, record)),
+                    Err(error) => refused.push_back((count, error)),
                 }
-                group.lines += 1;
+                count += 1;
             }
-            self.submit(&mut group, records).await;
-            self.in_flight.push_back(group);
+            let fate = self.submit(&mut refused, records).await;
+            // Only now is the write on its way: the wait for room in full queues is not its time.
+            let deadline = Instant::now() + self.state.config.request_timeout;
+            self.in_flight.push_back(Group { lines: count, refused, fate, deadline });
             // A large chunk has many groups; their number in flight is bounded here too.
             while self.in_flight.len() >= GROUPS_IN_FLIGHT_MAX {
                 report_oldest(&mut self.in_flight, &self.reports).await;
@@ -205,13 +205,19 @@ impl Pump {
         }
     }
 
-    /// Queues a group's records; what the broker refuses joins the refused lines.
-    async fn submit(&self, group: &mut Group, records: Vec<(usize, ProduceRecord<'_>)>) {
+    /// Queues a group's records, once there is room, and returns what becomes of them; what the
+    /// broker refuses joins the refused lines.
+    async fn submit(
+        &self,
+        refused: &mut VecDeque<(usize, ApiError)>,
+        records: Vec<(usize, ProduceRecord<'_>)>,
+    ) -> Fate {
         let (mut positions, mut records): (Vec<_>, Vec<_>) = records.into_iter().unzip();
+        let mut fate = Fate::NoLines;
         while !records.is_empty() {
             match self.state.broker.produce(&self.state.principal, &self.topic, &records) {
                 Ok(appending) => {
-                    group.fate = match self.acks {
+                    fate = match self.acks {
                         Acks::All => Fate::Awaited(appending),
                         Acks::None => Fate::Queued,
                     };
@@ -225,7 +231,7 @@ impl Pump {
                         let position = positions.get(fault.index).copied().unwrap_or_default();
                         let one = std::slice::from_ref(fault);
                         let error = ApiError::of_records(one, |_| String::new());
-                        group.refused.push_back((position, error));
+                        refused.push_back((position, error));
                     }
                     let all = positions.into_iter().zip(records).enumerate();
                     (positions, records) = all
@@ -235,13 +241,13 @@ impl Pump {
                 }
                 Err(error) => {
                     let error = ApiError::from(error);
-                    let refused = positions.iter().map(|position| (*position, error.clone()));
-                    group.refused.extend(refused);
+                    refused.extend(positions.iter().map(|position| (*position, error.clone())));
                     break;
                 }
             }
         }
-        group.refused.make_contiguous().sort_by_key(|(position, _)| *position);
+        refused.make_contiguous().sort_by_key(|(position, _)| *position);
+        fate
     }
 }
 
