@@ -1,7 +1,7 @@
 //! `eddyline bench commit`: members of a group that commit as fast as they are answered.
 //!
 //! ```text
-//! join ----> everybody has partitions ----> go: commit, committed, commit, committed ... ----> stop
+//! join ----> everybody has partitions ----> go: commit, committed, commit, committed ... ---> stop
 //! ```
 //!
 //! Invariants:
