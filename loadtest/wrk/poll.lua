@@ -1,6 +1,6 @@
 -- Polls as consumers do: wrk -s poll.lua URL -- [POLLS_IN_A_PASS BASE_PATH BASE_PATH ...]
 -- Every thread is one consumer instance, in the order of the paths, and goes back to the beginning
--- after each pass. Without arguments each request is the URL itself.
+-- before each pass. Without arguments each request is the URL itself.
 local threads = 0
 
 function setup(thread)
@@ -20,6 +20,7 @@ function init(args)
     return
   end
   pass = tonumber(args[1])
+  polls = pass
   local base = args[1 + number]
   get = wrk.format("GET", base .. "/records?timeout=5000",
     { ["Host"] = host, ["Accept"] = "application/vnd.kafka.json.v2+json" })
