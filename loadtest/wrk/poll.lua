@@ -20,7 +20,8 @@ function init(args)
     return
   end
   pass = tonumber(args[1])
-  polls = pass
+  -- Twice: wrk asks the first thread for a request that it does not send.
+  polls = pass + 1
   local base = args[1 + number]
   get = wrk.format("GET", base .. "/records?timeout=5000",
     { ["Host"] = host, ["Accept"] = "application/vnd.kafka.json.v2+json" })
@@ -34,8 +35,8 @@ function init(args)
 end
 
 function request()
-  if pass and polls == pass then
-    polls = 0
+  if pass and polls >= pass then
+    polls = polls > pass and pass or 0
     return back
   end
   polls = polls + 1
