@@ -47,7 +47,7 @@ class Live(Harness):
         return self.run_fanout("eddyline", sockets(node) + "/v1/ws", subscribers, "bench")
 
     def run_bench(self, node, *words):
-        """Runs `eddyline bench`; `check=True` because its exit code says whether all was well."""
+        """Runs `eddyline bench`, whose exit code says whether all was well."""
         command = [self.eddyline_binary, "bench", *words, "--url", node.url, "--output", "json",
                    "--duration", f"{self.options.seconds}s"]
         ran = subprocess.run([str(part) for part in command], capture_output=True, text=True)

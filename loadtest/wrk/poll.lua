@@ -1,6 +1,6 @@
 -- Polls as consumers do: wrk -s poll.lua URL -- [POLLS_IN_A_PASS BASE_PATH BASE_PATH ...]
 -- Every thread is one consumer instance, in the order of the paths, and goes back to the beginning
--- after each pass. Without arguments each request is the URL itself.
+-- before each pass. Without arguments each request is the URL itself.
 local threads = 0
 
 function setup(thread)
@@ -20,6 +20,8 @@ function init(args)
     return
   end
   pass = tonumber(args[1])
+  -- Twice: wrk asks the first thread for a request that it does not send.
+  polls = pass + 1
   local base = args[1 + number]
   get = wrk.format("GET", base .. "/records?timeout=5000",
     { ["Host"] = host, ["Accept"] = "application/vnd.kafka.json.v2+json" })
@@ -33,8 +35,8 @@ function init(args)
 end
 
 function request()
-  if pass and polls == pass then
-    polls = 0
+  if pass and polls >= pass then
+    polls = polls > pass and pass or 0
     return back
   end
   polls = polls + 1

@@ -1,7 +1,7 @@
 //! `eddyline bench commit`: members of a group that commit as fast as they are answered.
 //!
 //! ```text
-//! join ----> everybody has partitions ----> go: commit, committed, commit, committed ... ---> stop
+//! join --> everybody has partitions --> go: commit, committed, commit, committed ... --> stop
 //! ```
 //!
 //! Invariants:
@@ -82,7 +82,7 @@ pub(super) struct CommitArgs {
 
 /// What all members share.
 struct Run {
-    args_in_flight: u32,
+    in_flight: u32,
     tally: Tally,
     /// Partitions of each member.
     assigned: Vec<AtomicU32>,
@@ -144,7 +144,7 @@ impl Member {
         if let Some(error) = go.run_until_cancelled(failure(socket, self)).await {
             return Err(error);
         }
-        for _ in 0..self.run.args_in_flight {
+        for _ in 0..self.run.in_flight {
             self.commit(&mut socket.out)?;
         }
         match stop.run_until_cancelled(failure(socket, self)).await {
@@ -226,7 +226,7 @@ pub(super) async fn run(url: &str, args: &CommitArgs) -> anyhow::Result<ExitCode
     );
     let numbers = 0..usize::try_from(args.members)?;
     let run = Arc::new(Run {
-        args_in_flight: args.in_flight,
+        in_flight: args.in_flight,
         tally: Tally::start()?,
         assigned: numbers.clone().map(|_| AtomicU32::new(0)).collect(),
     });
