@@ -31,7 +31,7 @@ pub(crate) const TOPIC: &str = "flights";
 pub(crate) const GROUP: &str = "workers";
 
 /// How long the group waits for a member of which nothing is heard.
-pub(crate) const SESSION: Duration = Duration::from_secs(10);
+pub(crate) const SESSION: Duration = Duration::from_secs(15);
 
 const V2: &str = "application/vnd.kafka.v2+json";
 /// How often a member over REST is slow, and how slow at most.

@@ -11,6 +11,7 @@
 //!   committed all that it was sent of it, or the time for that is over;
 //! - a commit counts for what the client was told to have: a partition that went and came back
 //!   meanwhile is another assignment of it;
+//! - whatever the group asks back is given up, also what the client was not told of yet;
 //! - one step at a time: what the group wants meanwhile is looked at afterwards;
 //! - a membership ends with its subscription: by leaving when that is ended, else (the socket
 //!   breaks) as the group's rules say.
@@ -170,6 +171,20 @@ impl Membership {
         })
     }
 
+    /// Gives up what the group asks back of a view, and looks again.
+    fn give_up_untold(&self, view: Arc<MemberView>) -> Job {
+        let (id, member) = (self.id, self.member.clone());
+        Job::new(async move {
+            let named = view.revoking.iter().map(|each| (each.topic_id, each.partition));
+            let named: Vec<_> = named.collect();
+            if let Err(error) = member.revoked(&named).await {
+                tracing::debug!(%error, "a revocation was not acknowledged");
+                member.changed(&view).await;
+            }
+            Done::Regrouped { id }
+        })
+    }
+
     /// Commits offsets; `seq` is `None` for those that the client did not ask for.
     fn commit(&self, offsets: Vec<(PartitionId, Offset)>, seq: Option<Option<u64>>) -> Job {
         let (id, member) = (self.id, self.member.clone());
@@ -251,6 +266,12 @@ impl Session {
             let partitions: Vec<_> = removed.iter().map(|(partition, _)| *partition).collect();
             membership.revoking = Some(Revoking { partitions: removed, by, is_sent: false });
             return self.send(replies::revoking(id, &partitions, REVOCATION_TIME));
+        }
+        if !view.revoking.is_empty() {
+            // They came and went while it was looked where to start: the client was never told of
+            // them, but nobody else can take them before they are given up.
+            let job = membership.give_up_untold(view);
+            return self.jobs.push(job);
         }
         let added: Vec<_> = membership
             .assigned(&view)
