@@ -5,7 +5,7 @@
 //! partition that somebody else was given is refused. What counts as given is what a member was
 //! told, with the epoch of the group: the later epoch has the partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +31,12 @@ pub(crate) const TOPIC: &str = "flights";
 pub(crate) const GROUP: &str = "workers";
 
 /// How long the group waits for a member of which nothing is heard.
-pub(crate) const SESSION: Duration = Duration::from_secs(10);
+pub(crate) const SESSION: Duration = Duration::from_secs(15);
 
 const V2: &str = "application/vnd.kafka.v2+json";
+/// How often a member over REST is slow, and how slow at most.
+const SLOW: f64 = 0.2;
+const SLOW_MAX: Duration = Duration::from_secs(2);
 const CREDIT_RECORDS: u64 = 2_000;
 const CREDIT_BYTES: u64 = 4 << 20;
 
@@ -553,6 +556,36 @@ impl Worker {
         (status, answer.text().await.unwrap())
     }
 
+    /// Takes its time, and then commits by name what is another's by then.
+    async fn dawdle(&mut self, path: &str, records: &[Place]) {
+        let takes = self.random.random_range(Duration::ZERO..SLOW_MAX);
+        tokio::time::sleep(takes).await;
+        let url = format!("{}/v1/groups/{GROUP}", self.url);
+        let group: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
+        // Those of other faces are certainly others.
+        let others: BTreeSet<u64> = group["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|member| member["kind"] != "rest_v2")
+            .flat_map(|member| member["assignment"].as_array().unwrap())
+            .map(|place| place["partition"].as_u64().unwrap())
+            .collect();
+        for Place { partition, offset } in records {
+            if !others.contains(&u64::from(*partition)) {
+                continue;
+            }
+            let offsets = json!([{"topic": TOPIC, "partition": partition, "offset": offset}]);
+            let body = json!({"offsets": offsets});
+            let (status, text) = self.v2(&format!("{path}/offsets"), &body).await;
+            assert!(matches!(status, 404 | 409), "a stale commit was accepted: {body} {text}");
+            self.ledger.count(|counts| {
+                counts.stale_tried += 1;
+                counts.refused += 1;
+            });
+        }
+    }
+
     async fn rest_v2(&mut self) -> End {
         let name = format!("worker-{}", self.number);
         let idle = u64::try_from(SESSION.as_millis()).unwrap();
@@ -593,8 +626,11 @@ impl Worker {
             }
             assert_eq!(status, 200, "{text}");
             let records: Vec<Place> = serde_json::from_str(&text).expect(&text);
-            for Place { partition, offset } in records {
-                self.ledger.process(partition, offset);
+            for Place { partition, offset } in &records {
+                self.ledger.process(*partition, *offset);
+            }
+            if self.random.random_bool(SLOW) {
+                self.dawdle(&path, &records).await;
             }
             // All that was answered. Refused when a partition is another's by now; what is still
             // this one's is committed with the next.

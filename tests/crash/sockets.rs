@@ -32,6 +32,9 @@ const ADDRESS: &str = "EDDYLINE_TEST_HOLD_SOCKETS_OF";
 /// The test that does it, which is none otherwise.
 const HOLDER: &str = "sockets::holds_sockets_for_another_test_when_it_is_told_to";
 
+/// Sockets that are opened and dropped again.
+const STORM: usize = 4_000;
+
 /// Sockets that nobody reads from.
 const DEAF: usize = 100;
 /// What each of them asks for.
@@ -172,6 +175,24 @@ async fn ten_thousand_idle_subscribed_sockets_cost_little_and_get_what_comes() {
     drop(holder);
     wait_for_metric(&http, &node, open, 0).await;
     work(&http, &node, 20).await;
+    node.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_reconnects_leaves_nothing_behind() {
+    let dir = Scratch::new();
+    let node = Node::start(dir.path(), &[]);
+    let address = node.url().strip_prefix("http://").unwrap().to_owned();
+    let before = warmed_up(&node);
+    let http = client();
+    for _ in 0..STORM / TOGETHER {
+        let some: Vec<_> = (0..TOGETHER).map(|_| subscribe(&address, "")).collect();
+        work(&http, &node, 1).await;
+        // Without a goodbye, some of them before they are open.
+        drop(some);
+    }
+    wait_for_metric(&http, &node, "eddyline_ws_sockets_open", 0).await;
+    assert_bounded(&node, before);
     node.stop();
 }
 

@@ -209,6 +209,23 @@ async fn groups_and_offsets_are_deleted() {
 }
 
 #[tokio::test]
+async fn names_that_are_none_are_refused_and_not_repeated_as_a_page() {
+    let server = Server::start().await;
+    topic(&server, "a").await;
+    let one = || json!([{"topic": "a", "partition": 0, "offset": 0}]);
+    for name in ["a%0D%0Ab", "a%00", &"x".repeat(250)] {
+        let reply = commit(&server, name, one()).await;
+        assert_problem(&reply, 422, "invalid_name", 42206, name);
+        let reply = send(&server, Method::GET, &format!("/v1/groups/{name}")).await;
+        assert_problem(&reply, 404, "group_not_found", 40405, name);
+    }
+    let markup = "%3Cscript%3Ealert(1)%3C/script%3E";
+    let reply = send(&server, Method::GET, &format!("/v1/groups/{markup}/offsets")).await;
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "no page of it");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_with_a_group_has_its_row() {
     let server = Server::start().await;
     topic(&server, "a").await;
@@ -238,6 +255,11 @@ async fn what_cannot_be_done_with_a_group_has_its_row() {
     for (body, pointer) in [
         (json!({"offsets": one("a", 0, -1)}), "/offsets/0/offset"),
         (json!({"offsets": one("a", -1, 0)}), "/offsets/0/partition"),
+        (json!({"offsets": one("a", 1 << 32, 0)}), "/offsets/0/partition"),
+        (
+            json!({"offsets": [{"topic": "a", "partition": 0, "offset": 1_u64 << 63}]}),
+            "/offsets/0/offset",
+        ),
         (json!({"offsets": 1}), "/offsets"),
         (json!({"offsets": [], "x": 1}), "/x"),
         (json!({"offsets": [], "member_id": "m"}), "/epoch"),

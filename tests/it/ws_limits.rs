@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::support::Server;
@@ -155,17 +157,50 @@ async fn a_socket_that_has_not_said_hello_when_the_server_stops_is_closed_with_4
     assert_eq!(code, 4503);
 }
 
-/// Sends bytes that no client library would send on an open socket; returns the close code.
-async fn code_for(server: &Server, bytes: &[u8]) -> u16 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// Opens a socket without reading the answer.
+async fn open_raw(server: &Server) -> TcpStream {
     let address = server.url().trim_start_matches("http://");
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "GET /v1/ws HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\
          sec-websocket-protocol: eddyline.v1.json\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
+    stream
+}
+
+/// A frame that is masked with zeros, which leaves a text as it is.
+fn masked(head: u8, text: &[u8]) -> Vec<u8> {
+    [&[head, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0], text].concat()
+}
+
+#[tokio::test]
+async fn a_flood_of_pings_whose_answers_nobody_reads_is_stopped_and_harms_no_other() {
+    let server = Server::start_tweaked(&[], |config| {
+        config.ws.timers.blocked = Duration::from_millis(300);
+    })
+    .await;
+    topic(&server, "t", 1).await;
+    let (mut other, _) = Client::subscribed(&server, json!({"topic": "t"})).await;
+    let mut stream = open_raw(&server).await;
+    stream.write_all(&masked(0x81, b"{\"type\":\"hello\"}")).await.unwrap();
+    let (pings, mut sent) = (masked(0x89, &[b'x'; 125]).repeat(1000), 0);
+    while let Ok(Ok(())) =
+        tokio::time::timeout(Duration::from_secs(5), stream.write_all(&pings)).await
+    {
+        sent += pings.len();
+        assert!(sent < 256 << 20, "all of it is taken in");
+    }
+    closed_by_the_server(&server).await;
+    fill(&server, "t", 0, 0..10).await;
+    other.records(&mut BTreeMap::from([(0, 0)]), 10).await;
+    server.stop().await;
+}
+
+/// Sends bytes that no client library would send on an open socket; returns the close code.
+async fn code_for(server: &Server, bytes: &[u8]) -> u16 {
+    let mut stream = open_raw(server).await;
     // A server that has seen enough does not take the rest.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
@@ -179,10 +214,6 @@ async fn code_for(server: &Server, bytes: &[u8]) -> u16 {
 #[tokio::test]
 async fn bytes_that_break_rfc_6455_close_the_socket_with_its_codes() {
     let server = Server::start().await;
-    // Masked with zeros, which leaves a text as it is.
-    let masked = |head: u8, text: &[u8]| {
-        [&[head, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0], text].concat()
-    };
     let hello = masked(0x81, b"{\"type\":\"hello\"}");
     let after_hello = |bytes: &[u8]| [hello.as_slice(), bytes].concat();
     let endless = masked(0x00, &[b'x'; 125]).repeat(3000);

@@ -11,6 +11,7 @@
 //!   committed all that it was sent of it, or the time for that is over;
 //! - a commit counts for what the client was told to have: a partition that went and came back
 //!   meanwhile is another assignment of it;
+//! - whatever the group asks back is given up, also what the client was not told of yet;
 //! - one step at a time: what the group wants meanwhile is looked at afterwards;
 //! - a membership ends with its subscription: by leaving when that is ended, else (the socket
 //!   breaks) as the group's rules say.

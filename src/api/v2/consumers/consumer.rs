@@ -376,10 +376,12 @@ impl Consumer {
         }
         match &self.reading {
             Reading::Subscribed(subscribed) => {
-                // What this instance knows, which may be older than what the group decided: a
-                // partition that went and came back meanwhile was read on by another member.
-                let known = subscribed.seen();
-                let epoch = known.map_or_else(|| subscribed.member.epoch(), |view| view.epoch);
+                // What this instance knows counts, which may be older than what the group decided:
+                // a partition that went and came back meanwhile was read on by another member.
+                let epoch = match subscribed.seen() {
+                    Some(view) => self.check_known(state, &offsets).map(|()| view.epoch)?,
+                    None => subscribed.member.epoch(),
+                };
                 subscribed.member.commit(epoch, offsets.clone()).await?;
             }
             Reading::Assigned | Reading::Nothing => {
@@ -392,6 +394,18 @@ impl Consumer {
             if let Ok((_, part)) = self.part(&commit.topic, commit.partition) {
                 part.committed = Some(commit.offset);
                 part.pending = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that all partitions are among those that this instance knows to have.
+    fn check_known(&self, state: &State, offsets: &[OffsetCommit]) -> Result<(), ApiError> {
+        for OffsetCommit { topic, partition, .. } in offsets {
+            let (found, partition) = find(state, topic, *partition)?;
+            if !self.parts.contains_key(&(found.summary().name.clone(), partition)) {
+                let detail = format!("partition {topic}-{partition} is not the instance's");
+                return Err(ApiError::new(Code::StaleMember, detail));
             }
         }
         Ok(())
