@@ -59,9 +59,12 @@ pub fn run(command: &Offline, out: &mut dyn Write) -> Result<(), Error> {
             unless_unread(segment_tools::dump(&RealFs, path, out).map_err(Error::from), out)
         }
         Offline::Wal(WalCommand::Dump { dir, salvage }) => {
+            let dir = wal::find(&RealFs, dir)?;
             let salvage =
                 if *salvage { wal::Salvage::SkipDamage } else { wal::Salvage::StopAtDamage };
-            unless_unread(wal::dump(&RealFs, dir, out, salvage).map_err(Error::from), out)
+            let dumped = wal::dump(&RealFs, &dir, out, salvage).map_err(Error::from);
+            unless_unread(dumped, out)?;
+            Ok(wal::check(&RealFs, &dir)?)
         }
     }
 }
@@ -102,7 +105,8 @@ mod tests {
         run(&verify, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("bad: 0 batches, 0 tails"), "{text}");
-        let missing = Offline::Segment(SegmentCommand::Dump { path: "nowhere.log".into() });
+        let path = "nowhere.log".into();
+        let missing = Offline::Segment(SegmentCommand::Dump { path });
         assert!(matches!(run(&missing, &mut Vec::new()), Err(Error::Segment(_))));
     }
 }

@@ -167,9 +167,9 @@ pub enum SegmentCommand {
 /// `eddyline wal ...`
 #[derive(Debug, Subcommand)]
 pub enum WalCommand {
-    /// Print one line for each frame.
+    /// Print one line for each frame. Exit code 1 says that the log is damaged.
     Dump {
-        /// The log's folder.
+        /// The log's folder, or the data directory.
         dir: PathBuf,
         /// Go on after damage, with the next frame that is whole.
         #[arg(long)]

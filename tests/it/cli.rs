@@ -414,6 +414,7 @@ async fn exit_codes_tell_a_wrong_command_line_from_a_failure() {
         &["segment", "dump", "/nowhere"],
         &["segment", "verify", "/nowhere"],
         &["wal", "dump", "/nowhere"],
+        &["wal", "dump", "/proc/self"],
         &["serve", "--listen", server.url().trim_start_matches("http://"), "--data-dir", "/proc/x"],
     ] {
         let ran = run(server.url(), words).await;
