@@ -50,7 +50,7 @@ impl Error {
 pub fn run(command: &Offline, out: &mut dyn Write) -> Result<(), Error> {
     match command {
         Offline::Segment(SegmentCommand::Verify { path }) => {
-            let summary = segment_tools::verify(&RealFs, path, out)?;
+            let summary = segment_tools::verify(&RealFs::shared(), path, out)?;
             writeln!(out, "{summary}")?;
             out.flush()?;
             if summary.is_good() { Ok(()) } else { Err(Error::Damaged(path.clone())) }

@@ -157,9 +157,10 @@ pub enum SegmentCommand {
         /// A segment file.
         path: PathBuf,
     },
-    /// Check every batch of a file, or of all files below a folder.
+    /// Check every batch of a file, or of all files below a folder; and the files of a data
+    /// directory against its checkpoints.
     Verify {
-        /// A segment file or a folder.
+        /// A segment file, a folder, or a node's data directory.
         path: PathBuf,
     },
 }
