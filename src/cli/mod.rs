@@ -154,8 +154,11 @@ pub enum ConfigCommand {
 pub enum SegmentCommand {
     /// Print one line for each record batch.
     Dump {
-        /// A segment file.
+        /// A segment file; with --records also a folder, for all files below it.
         path: PathBuf,
+        /// Print the records instead, as lines that `eddyline produce` takes.
+        #[arg(long)]
+        records: bool,
     },
     /// Check every batch of a file, or of all files below a folder; and the files of a data
     /// directory against its checkpoints.
@@ -175,6 +178,14 @@ pub enum WalCommand {
         /// Go on after damage, with the next frame that is whole.
         #[arg(long)]
         salvage: bool,
+        /// Print the records of all entries that can be read instead, as lines that
+        /// `eddyline produce` takes; each names its topic by id.
+        #[arg(long, requires = "salvage")]
+        records: bool,
+        /// The data directory, where the log is elsewhere: entries that its checkpoints cover are
+        /// left out, their records are in segments.
+        #[arg(long, value_name = "DIR", requires = "records")]
+        data_dir: Option<PathBuf>,
     },
 }
 
