@@ -287,9 +287,14 @@ impl Wal {
     /// Returns whether log and queue have four times the soft bound: nothing may be added but what
     /// frees space.
     pub fn is_over_hard_bound(&self) -> bool {
+        self.bytes_to_hard_bound() == 0
+    }
+
+    /// Returns what may be added until the hard bound is reached.
+    pub fn bytes_to_hard_bound(&self) -> u64 {
         let state = self.handle.shared.state.lock();
         let bytes = state.live_bytes().saturating_add(state.queued_bytes);
-        bytes > self.handle.shared.config.max_bytes.saturating_mul(4)
+        self.handle.shared.config.max_bytes.saturating_mul(4).saturating_sub(bytes)
     }
 
     /// Returns whether the disk had no space for the next file. The log goes on in the room that is
