@@ -383,6 +383,12 @@ impl Wal {
         self.handle.shared.state.lock().next.is_some()
     }
 
+    /// Returns how many commands wait, for tests of what wakes the writer.
+    #[cfg(test)]
+    pub(super) fn queued_commands(&self) -> usize {
+        self.handle.shared.state.lock().queue.len()
+    }
+
     fn wake_if(&self, wake: bool) {
         if wake {
             self.handle.shared.work.notify_all();

@@ -81,13 +81,13 @@ fn unsynced_frames_of_a_large_file_are_durable_once_they_were_answered() {
     };
     let (wal, _) = open(&fs);
     let mut raw = 1;
-    // Beyond the first file, which is small, and well into the next.
-    while begun_files(&fs).len() < 2 || raw < 12 {
+    // Beyond the first file, which is small, and into the middle of another.
+    let is_large = || {
+        let files = begun_files(&fs);
+        files.len() > 1 && (2 << 20..3 << 20).contains(&end_of(&read_bytes(&fs, &files[1])).1)
+    };
+    while !is_large() {
         wait_for(&fs, |_| wal.has_next_file());
-        append_range(&wal, 1, 1, raw..raw + 1, 300 << 10).unwrap();
-        raw += 1;
-    }
-    for _ in 0..6 {
         append_range(&wal, 1, 1, raw..raw + 1, 300 << 10).unwrap();
         raw += 1;
     }
