@@ -9,7 +9,9 @@ use std::path::PathBuf;
 
 use crate::cli::{Offline, SegmentCommand, WalCommand};
 use crate::storage::fs::RealFs;
-use crate::storage::{segment_tools, wal};
+use crate::storage::{checkpoint, segment_tools, wal};
+
+mod records;
 
 /// Why a command did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,12 @@ pub enum Error {
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
+    /// A checkpoint could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// Batches that are not whole have no records to print.
+    #[error("{0} batches or ends of files are damaged, their records are left out")]
+    LeftOut(u64),
     /// What was checked is not as it should be; the output says what.
     #[error("{} is damaged", .0.display())]
     Damaged(PathBuf),
@@ -50,18 +58,28 @@ impl Error {
 pub fn run(command: &Offline, out: &mut dyn Write) -> Result<(), Error> {
     match command {
         Offline::Segment(SegmentCommand::Verify { path }) => {
-            let summary = segment_tools::verify(&RealFs, path, out)?;
+            let summary = segment_tools::verify(&RealFs::shared(), path, out)?;
             writeln!(out, "{summary}")?;
             out.flush()?;
             if summary.is_good() { Ok(()) } else { Err(Error::Damaged(path.clone())) }
         }
-        Offline::Segment(SegmentCommand::Dump { path }) => {
+        Offline::Segment(SegmentCommand::Dump { path, records: false }) => {
             unless_unread(segment_tools::dump(&RealFs, path, out).map_err(Error::from), out)
         }
-        Offline::Wal(WalCommand::Dump { dir, salvage }) => {
+        Offline::Segment(SegmentCommand::Dump { path, records: true }) => {
+            unless_unread(records::of_segments(&RealFs, path, out), out)
+        }
+        Offline::Wal(WalCommand::Dump { dir, salvage, records, data_dir }) => {
+            let data = data_dir.as_ref().unwrap_or(dir);
+            let dir = wal::find(&RealFs, dir)?;
             let salvage =
                 if *salvage { wal::Salvage::SkipDamage } else { wal::Salvage::StopAtDamage };
-            unless_unread(wal::dump(&RealFs, dir, out, salvage).map_err(Error::from), out)
+            let dumped = match records {
+                true => records::of_log(&RealFs::shared(), &dir, data, out),
+                false => wal::dump(&RealFs, &dir, out, salvage).map_err(Error::from),
+            };
+            unless_unread(dumped, out)?;
+            Ok(wal::check(&RealFs, &dir)?)
         }
     }
 }
@@ -94,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_dump_may_be_left_unread_and_a_verdict_may_not() {
-        let dump = Offline::Segment(SegmentCommand::Dump { path: GOLDEN.into() });
+        let dump = Offline::Segment(SegmentCommand::Dump { path: GOLDEN.into(), records: false });
         assert!(run(&dump, &mut Unread).is_ok());
         let verify = Offline::Segment(SegmentCommand::Verify { path: GOLDEN.into() });
         assert!(run(&verify, &mut Unread).is_err());
@@ -102,7 +120,8 @@ mod tests {
         run(&verify, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("bad: 0 batches, 0 tails"), "{text}");
-        let missing = Offline::Segment(SegmentCommand::Dump { path: "nowhere.log".into() });
+        let path = "nowhere.log".into();
+        let missing = Offline::Segment(SegmentCommand::Dump { path, records: false });
         assert!(matches!(run(&missing, &mut Vec::new()), Err(Error::Segment(_))));
     }
 }

@@ -63,7 +63,7 @@ pub enum Error {
     #[error(transparent)]
     Identity(#[from] identity::Error),
     /// The write-ahead log could not be opened.
-    #[error("the write-ahead log could not be opened: {}", chain(.0))]
+    #[error("the write-ahead log could not be opened: {}{}", chain(.0), way_on(.0))]
     Wal(#[from] wal::Error),
     /// A shard's checkpoint could not be read.
     #[error("a checkpoint could not be read: {}", chain(.0.as_ref()))]
@@ -119,6 +119,17 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Says what can be done about a log that lost something: a person decides.
+fn way_on(error: &wal::Error) -> &'static str {
+    match error {
+        wal::Error::Damaged(_) | wal::Error::Behind { .. } => {
+            "; nothing was changed: `eddyline wal dump --salvage --records` prints the records \
+             that can be read, README.md says how to go on (\"When the log is damaged\")"
+        }
+        _ => "",
+    }
 }
 
 /// A node that serves.

@@ -67,7 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["types"]),
-    ("offline", &["storage", "cli"]),
+    ("offline", &["types", "record", "storage", "raft", "shard", "cli"]),
     ("process", &[]),
 ];
 
@@ -94,7 +94,10 @@ const CRATES: &[(&str, &[&str])] = &[
             "process", "main",
         ],
     ),
-    ("serde_json", &["types", "metadata", "auth", "broker", "api", "cli", "server", "config"]),
+    (
+        "serde_json",
+        &["types", "metadata", "auth", "broker", "api", "cli", "server", "config", "offline"],
+    ),
 ];
 
 /// One source file, read once.

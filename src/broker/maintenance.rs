@@ -87,7 +87,9 @@ impl Broker {
         if full != was_full {
             tracing::warn!(full, "room on the disk changed: produce is refused while it is full");
         }
-        if full { SPACE_INTERVAL } else { until_next_look(spare) }
+        // The log's bound is one as well: it must not be passed between two looks.
+        let room = spare.min(wal.bytes_to_hard_bound());
+        if full { SPACE_INTERVAL } else { until_next_look(room) }
     }
 
     /// What was accepted and is yet to be written: to the log and to a segment.

@@ -159,12 +159,16 @@ pub enum ConfigCommand {
 pub enum SegmentCommand {
     /// Print one line for each record batch.
     Dump {
-        /// A segment file.
+        /// A segment file; with --records also a folder, for all files below it.
         path: PathBuf,
+        /// Print the records instead, as lines that `eddyline produce` takes.
+        #[arg(long)]
+        records: bool,
     },
-    /// Check every batch of a file, or of all files below a folder.
+    /// Check every batch of a file, or of all files below a folder; and the files of a data
+    /// directory against its checkpoints.
     Verify {
-        /// A segment file or a folder.
+        /// A segment file, a folder, or a node's data directory.
         path: PathBuf,
     },
 }
@@ -172,13 +176,21 @@ pub enum SegmentCommand {
 /// `eddyline wal ...`
 #[derive(Debug, Subcommand)]
 pub enum WalCommand {
-    /// Print one line for each frame.
+    /// Print one line for each frame. Exit code 1 says that the log is damaged.
     Dump {
-        /// The log's folder.
+        /// The log's folder, or the data directory.
         dir: PathBuf,
         /// Go on after damage, with the next frame that is whole.
         #[arg(long)]
         salvage: bool,
+        /// Print the records of all entries that can be read instead, as lines that
+        /// `eddyline produce` takes; each names its topic by id.
+        #[arg(long, requires = "salvage")]
+        records: bool,
+        /// The data directory, where the log is elsewhere: entries that its checkpoints cover are
+        /// left out, their records are in segments.
+        #[arg(long, value_name = "DIR", requires = "records")]
+        data_dir: Option<PathBuf>,
     },
 }
 

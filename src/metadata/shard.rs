@@ -301,3 +301,99 @@ impl Checkpointer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+    use std::pin::pin;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::metadata::view::{LazySqlite, view_writer};
+    use crate::raft::StateMachine;
+    use crate::storage::fs::Fs;
+    use crate::storage::fs::sim::SimFs;
+    use crate::storage::wal::{self, Entry};
+    use crate::types::Term;
+
+    const REPLICA: ReplicaId = ReplicaId::new(1);
+    const DIRECTORY: &str = "/shards/0";
+
+    /// A checkpointer whose machine has applied entry `applied`, without a group above it.
+    fn checkpointer(fs: &SimFs, applied: LogPosition) -> Checkpointer {
+        fs.shared().create_dir_all(Path::new(DIRECTORY)).unwrap();
+        let floors = BTreeMap::new();
+        let (config, observer) = (wal::Config::default(), Arc::new(wal::NoObserver));
+        let wal = Wal::open(fs.shared(), Path::new("/wal"), config, &floors, observer).unwrap().0;
+        let image: Arc<ArcSwap<Image>> = Arc::default();
+        let current = Arc::clone(&image);
+        let view = Arc::new(LazySqlite::new(PathBuf::from("/nowhere/metadata.db")));
+        let (feed, _writer) = view_writer(view, move || current.load_full());
+        let mut machine = Machine::open(None, image, feed).unwrap();
+        machine.advance(applied, None);
+        Checkpointer {
+            machine: Arc::new(Mutex::new(machine)),
+            files: Arc::new(CheckpointFile::new(fs.shared(), Path::new(DIRECTORY))),
+            ballast: Arc::new(Ballast::new(fs.shared(), PathBuf::from("/ballast"))),
+            on_failure: Arc::new(|reason| panic!("{reason}")),
+            wal,
+            replica: REPLICA,
+            purgeable: Mutex::new(None),
+            turn: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn names(fs: &SimFs) -> Vec<String> {
+        Fs::list(fs, Path::new(DIRECTORY)).unwrap().into_iter().map(|entry| entry.name).collect()
+    }
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: Term::new(1), index: RaftIndex::new(index) }
+    }
+
+    fn append(checkpointer: &Checkpointer, at: LogPosition) {
+        let payload = vec![Bytes::from_static(b"applied")];
+        let entry = Entry { index: at.index, term: at.term, payload };
+        checkpointer.wal.append(REPLICA, vec![entry], Box::new(|_| {}));
+    }
+
+    /// As for data shards: see the test of their checkpointer.
+    #[test]
+    fn a_checkpoint_waits_until_the_log_is_synced_past_what_it_covers() {
+        // With one thread for blocking work its jobs run in the order in which they are given.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let fs = SimFs::new();
+            let checkpointer = checkpointer(&fs, at(1));
+            fs.hold_syncs_of("wal");
+            append(&checkpointer, at(1));
+            let mut writing = pin!(checkpointer.write(Unchanged::Skip));
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+            tokio::task::spawn_blocking(|| {}).await.unwrap();
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+            assert_eq!(names(&fs), Vec::<String>::new(), "it is ahead of the log");
+            fs.resume_syncs();
+            writing.await.unwrap();
+            assert_eq!(names(&fs), ["checkpoint"]);
+        });
+    }
+
+    /// The older generation is what a start falls back to when the newer one is damaged.
+    #[tokio::test]
+    async fn the_log_is_kept_back_to_the_older_generation() {
+        let fs = SimFs::new();
+        let checkpointer = checkpointer(&fs, at(1));
+        for (index, purgeable) in [(1, None), (2, Some(1)), (3, Some(2))] {
+            append(&checkpointer, at(index));
+            checkpointer.machine.lock().advance(at(index), None);
+            checkpointer.write(Unchanged::Skip).await.unwrap();
+            assert_eq!(*checkpointer.purgeable.lock(), purgeable.map(RaftIndex::new), "{index}");
+        }
+    }
+}

@@ -51,6 +51,11 @@ pub(crate) fn decode_payload(mut bytes: Bytes) -> io::Result<Payload> {
     }
 }
 
+/// Returns the command of an entry whose payload is `payload`, if it has one.
+pub fn command_of(mut payload: Bytes) -> Option<Bytes> {
+    (payload.try_get_u8() == Ok(KIND_COMMAND)).then_some(payload)
+}
+
 /// Encodes a membership.
 pub(crate) fn encode_membership(membership: &Membership) -> Bytes {
     let mut out = BytesMut::with_capacity(64);

@@ -406,6 +406,23 @@ mod tests {
         group
     }
 
+    /// STORAGE's and CLUSTER's rules of the Raft library. Each is here because without it replicas
+    /// diverge or entries go that a follower or a restart needs; no one-node test can tell.
+    #[test]
+    fn the_librarys_settings_are_those_that_the_rules_rest_on() {
+        let set = settings(ShardId::new(3), &Config::default()).unwrap();
+        assert_eq!(set.enable_leader_restore, Some(false), "a restored leader reuses log ids");
+        assert_eq!(set.enable_pre_vote, Some(true));
+        assert!(matches!(set.snapshot_policy, SnapshotPolicy::Never), "checkpoints are ours");
+        assert_eq!(set.max_in_snapshot_log_to_keep, u64::MAX, "purging is ours");
+        assert_eq!(set.quorum_loss_probe_interval, Some(1_800));
+        assert_ne!(set.allow_log_reversion, Some(true), "a log that went back is a lost log");
+        assert_eq!((set.heartbeat_interval, set.heartbeat_min_interval), (150, Some(75)));
+        assert_eq!((set.election_timeout_min, set.election_timeout_max), (450, 900));
+        let slow = Config { heartbeat: Duration::from_secs(2), ..Config::default() };
+        assert!(matches!(settings(ShardId::new(3), &slow), Err(StartError::Config { .. })));
+    }
+
     #[tokio::test]
     async fn a_core_that_ends_is_noticed_whatever_ended_it() {
         for failing in [Failing::Error, Failing::Panic] {

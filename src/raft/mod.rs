@@ -26,7 +26,7 @@ mod network;
 mod thread;
 mod type_config;
 
-pub use codec::{join_membership, split_membership};
+pub use codec::{command_of, join_membership, split_membership};
 pub use command::{Command, Local};
 pub use error::{ProposeError, StartError};
 pub use group::{Config, Group, Members, Parts, Status};

@@ -1,8 +1,8 @@
 //! Whose the write-ahead log is: `owner.json` and a lock in the log's own directory.
 //!
 //! The log may be anywhere, and replica ids are alike on all nodes. A node that took the log of
-//! another one would replay entries that are not its own; one that took a log in use would copy the
-//! last file and unlink it from under its writer, whose answers would then rest on nothing.
+//! another one would replay entries that are not its own; one that took a log in use would copy its
+//! last file and unlink it from under its writer, whose acknowledgements then rest on nothing.
 //!
 //! Invariants:
 //! - the directory is locked and its owner compared before anything of the log is read or changed;

@@ -212,3 +212,93 @@ fn joined<T>(work: Result<T, tokio::task::JoinError>) -> T {
     // The blocking pool ends only with the process.
     work.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::{Path, PathBuf};
+    use std::pin::pin;
+    use std::sync::atomic::AtomicBool;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::metrics::Metrics;
+    use crate::raft::StateMachine;
+    use crate::shard::machine::MachineParts;
+    use crate::shard::proposer::Proposer;
+    use crate::storage::fs::Fs;
+    use crate::storage::fs::sim::SimFs;
+    use crate::storage::wal::{self, Entry};
+    use crate::types::{LogPosition, RaftIndex, ShardId, Term};
+
+    const REPLICA: ReplicaId = ReplicaId::new(2);
+    const DIRECTORY: &str = "/shards/1";
+
+    /// A checkpointer whose machine has applied entry `applied`, without a group above it.
+    fn checkpointer(fs: &SimFs, applied: LogPosition) -> Checkpointer {
+        let shared = fs.shared();
+        shared.create_dir_all(Path::new(DIRECTORY)).unwrap();
+        let floors = BTreeMap::new();
+        let (config, observer) = (wal::Config::default(), Arc::new(wal::NoObserver));
+        let wal = Wal::open(fs.shared(), Path::new("/wal"), config, &floors, observer).unwrap().0;
+        let (files, _) = CheckpointStore::open(fs.shared(), Path::new(DIRECTORY)).unwrap();
+        let (directory, config) = (PathBuf::from("/partitions"), log::Config::default());
+        let store = Store::new(fs.shared(), directory, config, SystemClock::shared());
+        let metrics = Metrics::shared().shards.clone();
+        let parts = MachineParts {
+            shard: ShardId::new(1),
+            store: Arc::clone(&store),
+            partitions: Arc::default(),
+            proposer: Proposer::new(Arc::default(), Arc::<AtomicBool>::default()),
+            metrics: metrics.clone(),
+        };
+        let mut machine = Machine::open(parts, None).unwrap();
+        machine.advance(applied, None);
+        Checkpointer {
+            machine: Arc::new(Mutex::new(machine)),
+            files: Arc::new(Mutex::new(files)),
+            store,
+            ballast: Arc::new(Ballast::new(fs.shared(), PathBuf::from("/ballast"))),
+            wal,
+            replica: REPLICA,
+            metrics,
+            wanted: Arc::default(),
+            turn: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn names(fs: &SimFs) -> Vec<String> {
+        Fs::list(fs, Path::new(DIRECTORY)).unwrap().into_iter().map(|entry| entry.name).collect()
+    }
+
+    /// A follower applies what a majority has, its own log may not have it yet. A checkpoint ahead
+    /// of the log is one that Raft refuses to start from for ever.
+    #[test]
+    fn a_checkpoint_waits_until_the_log_is_synced_past_what_it_covers() {
+        // With one thread for blocking work its jobs run in the order in which they are given.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let fs = SimFs::new();
+            let applied = LogPosition { term: Term::new(1), index: RaftIndex::new(1) };
+            let checkpointer = checkpointer(&fs, applied);
+            fs.hold_syncs_of("wal");
+            let payload = vec![Bytes::from_static(b"applied")];
+            let entry = Entry { index: applied.index, term: applied.term, payload };
+            checkpointer.wal.append(REPLICA, vec![entry], Box::new(|_| {}));
+            let mut writing = pin!(checkpointer.write());
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+            tokio::task::spawn_blocking(|| {}).await.unwrap();
+            assert!(futures_util::poll!(writing.as_mut()).is_pending());
+            assert_eq!(names(&fs), Vec::<String>::new(), "it is ahead of the log");
+            fs.resume_syncs();
+            writing.await.unwrap();
+            assert_eq!(names(&fs), ["checkpoint"]);
+        });
+    }
+}

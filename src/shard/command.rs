@@ -159,6 +159,15 @@ pub(crate) fn decode(parts: &[Bytes]) -> io::Result<ShardCommand> {
     Ok(ShardCommand { clock, body })
 }
 
+/// Returns the batches that a command appends, without base offsets; none when it does anything
+/// else, or is no shard's.
+pub fn batches_of(command: Bytes) -> Vec<(TopicPartition, Bytes)> {
+    match decode(&[command]) {
+        Ok(ShardCommand { body: Body::Append(batches), .. }) => batches,
+        _ => Vec::new(),
+    }
+}
+
 fn decode_append(bytes: &mut Bytes, apart: &[Bytes]) -> io::Result<Vec<(TopicPartition, Bytes)>> {
     let rows = usize::try_from(bytes.try_get_u32().map_err(invalid)?).map_err(invalid)?;
     let table = rows.checked_mul(APPEND_ROW_BYTES).filter(|table| *table <= bytes.len());

@@ -22,6 +22,7 @@ mod proposer;
 mod runtime;
 
 pub use accumulator::{Group as RecordGroup, Partition};
+pub use command::batches_of;
 pub use error::{AppendError, ControlError, EnqueueError, OpenError};
 pub use pending::{Outcome, Pending};
 pub use runtime::{Config, Shard, ShardParts};

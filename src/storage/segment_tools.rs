@@ -5,6 +5,7 @@
 //! - nothing is written to the disk;
 //! - any bytes can be looked at: what is wrong is a line of output, not an error.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +13,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::record::{Batch, BatchHeader};
-use crate::storage::fs::{EntryKind, File, Fs, Open, read_file};
-use crate::storage::log::{FileKind, OffsetEntries, ScanError, Scanned, Scanner, SegmentName};
-use crate::types::Offset;
+use crate::storage::checkpoint::{self, ShardCheckpoint};
+use crate::storage::fs::{EntryKind, File, Fs, Open, SharedFs, read_file};
+use crate::storage::log::{
+    FileKind, OffsetEntries, ScanError, Scanned, Scanner, SegmentName, SegmentState, checksum,
+    parse_partition, partition_dir,
+};
+use crate::types::{Offset, ShardId, TopicPartition};
 
 /// `partitions/<topic>/<partition>/<file>`: so deep is looked for segments below a directory.
 const DEPTH_MAX: usize = 3;
@@ -33,6 +38,9 @@ pub enum Error {
         /// The operating system's answer.
         source: io::Error,
     },
+    /// A checkpoint is not what was written, so that it cannot be told what should be there.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -55,12 +63,17 @@ pub struct Summary {
     pub bad_tails: u64,
     /// Index files that do not belong to their segment. They are made again when they are read.
     pub bad_indexes: u64,
+    /// Files that are not as a checkpoint has them: missing, too short, or changed.
+    pub bad_files: u64,
+    /// Files that no checkpoint names, of a node that has checkpoints: what they hold is in the
+    /// write-ahead log, and they are not looked into.
+    pub unnamed: u64,
 }
 
 impl Summary {
     /// Returns whether all records are there. Indexes do not count: they can be made again.
     pub fn is_good(&self) -> bool {
-        self.bad_batches == 0 && self.bad_tails == 0
+        self.bad_batches == 0 && self.bad_tails == 0 && self.bad_files == 0
     }
 }
 
@@ -68,7 +81,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} files, {} batches, {} records, {} bytes; bad: {} batches, {} tails, {} indexes",
+            "{} files, {} batches, {} records, {} bytes; bad: {} batches, {} tails, {} indexes, \
+             {} files",
             self.files,
             self.batches,
             self.records,
@@ -76,7 +90,12 @@ impl fmt::Display for Summary {
             self.bad_batches,
             self.bad_tails,
             self.bad_indexes,
-        )
+            self.bad_files,
+        )?;
+        match self.unnamed {
+            0 => Ok(()),
+            unnamed => write!(f, "; {unnamed} files that no checkpoint names"),
+        }
     }
 }
 
@@ -85,7 +104,7 @@ impl fmt::Display for Summary {
 /// # Errors
 /// [`Error`].
 pub fn dump(fs: &dyn Fs, path: &Path, out: &mut dyn io::Write) -> Result<(), Error> {
-    let end = walk(fs, path, &mut |scanned, batch| {
+    let end = walk(fs, (path, u64::MAX), &mut |scanned, batch| {
         let header = &scanned.header;
         write!(out, "position={} offsets={}..={}", scanned.position, header.base_offset, {
             header.last_offset()
@@ -106,14 +125,122 @@ pub fn dump(fs: &dyn Fs, path: &Path, out: &mut dyn io::Write) -> Result<(), Err
 }
 
 /// Checks a segment file, or all below a directory, with the indexes beside them, and prints a line
-/// for everything that is wrong.
+/// for everything that is wrong. A node's data directory is compared with its newest checkpoints,
+/// too: what they name must be there, as long as they say, with the bytes that it had then.
 ///
 /// # Errors
 /// [`Error`].
-pub fn verify(fs: &dyn Fs, path: &Path, out: &mut dyn io::Write) -> Result<Summary, Error> {
+pub fn verify(fs: &SharedFs, path: &Path, out: &mut dyn io::Write) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    verify_below(fs, path, DEPTH_MAX, &mut |file| verify_file(fs, file, out, &mut summary))?;
+    let shards = path.join("shards");
+    let is_node = fs.list(&shards).is_ok();
+    if is_node {
+        let checkpoints = checkpoint::read_all(fs, &shards)?.unwrap_or_default();
+        let recorded = recorded(&path.join("partitions"), &checkpoints);
+        verify_node(fs.as_ref(), path, &recorded, (out, &mut summary))?;
+    } else {
+        let fs = fs.as_ref();
+        let mut each = |file: &Path| verify_file(fs, (file, u64::MAX), out, &mut summary);
+        verify_below(fs, path, DEPTH_MAX, &mut each)?;
+    }
     Ok(summary)
+}
+
+/// What checkpoints say of each segment file.
+type Recorded = BTreeMap<PathBuf, SegmentState>;
+
+fn recorded(partitions: &Path, checkpoints: &BTreeMap<ShardId, ShardCheckpoint>) -> Recorded {
+    let states = checkpoints.values().flat_map(|checkpoint| &checkpoint.partitions);
+    let files = states.flat_map(|(id, state)| {
+        let directory = partition_dir(partitions, *id);
+        state.segments.iter().map(move |segment| {
+            let name = SegmentName { base: segment.base, generation: segment.generation };
+            (directory.join(name.file_name(FileKind::Log)), *segment)
+        })
+    });
+    files.collect()
+}
+
+fn verify_node(
+    fs: &dyn Fs,
+    data: &Path,
+    recorded: &Recorded,
+    (out, summary): (&mut dyn io::Write, &mut Summary),
+) -> Result<(), Error> {
+    for (path, state) in recorded {
+        if let Some(what) = compare(fs, path, state)? {
+            summary.bad_files += 1;
+            writeln!(out, "{}: {what}", path.display())?;
+        }
+    }
+    let partitions = data.join("partitions");
+    match fs.list(&partitions) {
+        // A node that has no record yet has no directory for them.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        listed => drop(listed.map_err(|source| failed(&partitions, source))?),
+    }
+    verify_below(fs, &partitions, DEPTH_MAX, &mut |file| match recorded.get(file) {
+        // What is behind the recorded end is cut off by the next start and replayed.
+        Some(state) => verify_file(fs, (file, state.len), out, summary),
+        None => {
+            summary.unnamed += 1;
+            Ok(())
+        }
+    })
+}
+
+/// Compares a file with what a checkpoint says of it; returns what is wrong.
+fn compare(fs: &dyn Fs, path: &Path, state: &SegmentState) -> Result<Option<String>, Error> {
+    let file = match fs.open(path, Open::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Some(format!("is missing, {} bytes of it are in a checkpoint", state.len)));
+        }
+        opened => opened.map_err(|source| failed(path, source))?,
+    };
+    let len = file.len().map_err(|source| failed(path, source))?;
+    if len < state.len {
+        return Ok(Some(format!("has {len} bytes, a checkpoint has {} of it", state.len)));
+    }
+    let crc = checksum(file.as_ref(), state.len).map_err(|source| failed(path, source))?;
+    let changed = || format!("its first {} bytes are not those of the checkpoint", state.len);
+    Ok((crc != state.crc).then(changed))
+}
+
+/// Calls `each` with every batch that is whole of a segment file, or of all below a directory, and
+/// with the partition whose it is, where the path tells. Returns how many batches and tails are
+/// not.
+///
+/// # Errors
+/// [`Error`].
+pub fn batches(
+    fs: &dyn Fs,
+    path: &Path,
+    each: &mut dyn FnMut(Option<TopicPartition>, &Batch) -> io::Result<()>,
+) -> Result<u64, Error> {
+    let mut bad = 0;
+    verify_below(fs, path, DEPTH_MAX, &mut |file| {
+        let partition = partition_of(file);
+        let end = walk(fs, (file, u64::MAX), &mut |_, batch| match batch
+            .filter(|batch| is_good(Some(batch)))
+        {
+            Some(batch) => each(partition, batch),
+            None => {
+                bad += 1;
+                Ok(())
+            }
+        })?;
+        bad += u64::from(end.is_some());
+        Ok(())
+    })?;
+    Ok(bad)
+}
+
+/// Reads `.../<topic>/<partition>/<file>`.
+fn partition_of(file: &Path) -> Option<TopicPartition> {
+    let mut above = file.ancestors().skip(1).map(|above| above.file_name()?.to_str());
+    let partition = parse_partition(above.next()??)?;
+    let topic = above.next()??.parse().ok()?;
+    Some(TopicPartition { topic, partition })
 }
 
 fn verify_below(
@@ -139,7 +266,7 @@ fn verify_below(
 
 fn verify_file(
     fs: &dyn Fs,
-    path: &Path,
+    (path, limit): (&Path, u64),
     out: &mut dyn io::Write,
     summary: &mut Summary,
 ) -> Result<(), Error> {
@@ -151,7 +278,7 @@ fn verify_file(
         Some((OffsetEntries::new(name.base, &bytes), path))
     });
     summary.files += 1;
-    let end = walk(fs, path, &mut |scanned, batch| {
+    let end = walk(fs, (path, limit), &mut |scanned, batch| {
         let header = &scanned.header;
         let is_in_order = header.base_offset >= next;
         next = next.max(header.next_offset());
@@ -183,16 +310,16 @@ fn verify_file(
     Ok(())
 }
 
-/// Calls `each` with every batch of a file. Returns the position of the first thing that is none,
-/// `None` when the file ends behind a batch.
+/// Calls `each` with every batch of a file's first `limit` bytes. Returns the position of the first
+/// thing that is none, `None` when they end behind a batch.
 fn walk(
     fs: &dyn Fs,
-    path: &Path,
+    (path, limit): (&Path, u64),
     each: &mut dyn FnMut(&Scanned, Option<&Batch>) -> io::Result<()>,
 ) -> Result<Option<u64>, Error> {
     let read = |source| failed(path, source);
     let file = fs.open(path, Open::Read).map_err(read)?;
-    let len = file.len().map_err(read)?;
+    let len = file.len().map_err(read)?.min(limit);
     let mut scanner = Scanner::new(file.as_ref(), 0, len);
     loop {
         match scanner.next() {
@@ -246,7 +373,7 @@ mod tests {
 
     fn verified(bytes: &[u8]) -> (Summary, String) {
         let mut out = Vec::new();
-        let summary = verify(&disk(bytes), Path::new("/"), &mut out).unwrap();
+        let summary = verify(&disk(bytes).shared(), Path::new("/"), &mut out).unwrap();
         (summary, String::from_utf8(out).unwrap())
     }
 
@@ -297,7 +424,7 @@ mod tests {
         let file = fs.open(path, Open::CreateNew).unwrap();
         let right = [0, 0, 0, 5, 0, 0, 0, 115];
         file.write_all_at(&[IoSlice::new(&right)], 0).unwrap();
-        let check = || verify(&fs, Path::new("/"), &mut io::sink()).unwrap().bad_indexes;
+        let check = || verify(&fs.shared(), Path::new("/"), &mut io::sink()).unwrap().bad_indexes;
         assert_eq!(check(), 0);
         file.write_all_at(&[IoSlice::new(&[114])], 7).unwrap();
         assert_eq!(check(), 1);

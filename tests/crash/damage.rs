@@ -47,12 +47,18 @@ struct Frame {
     what: String,
 }
 
-fn wal_dump(wal: &Path, flags: &[&str]) -> Vec<Frame> {
+/// Runs a command of the binary; returns its exit code, what it printed and what it said.
+fn run(words: &[&str], path: &Path, flags: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_eddyline"));
     without_own_settings(&mut command);
-    let output = command.args(["wal", "dump"]).arg(wal).args(flags).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let output = command.args(words).arg(path).args(flags).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn wal_dump(wal: &Path, flags: &[&str], expected: i32) -> Vec<Frame> {
+    let (code, text, errors) = run(&["wal", "dump"], wal, flags);
+    assert_eq!(code, Some(expected), "{errors}");
     let frame = |line: &str| {
         let (file, rest) = line.split_once(' ')?;
         let (position, what) = rest.split_once(' ')?;
@@ -91,7 +97,7 @@ async fn a_log_torn_at_any_byte_of_its_last_round_keeps_every_round_before() {
     let dir = Scratch::new();
     killed_with(dir.path(), RECORDS).await;
     let (data, torn) = (dir.path().join("data"), dir.path().join("torn"));
-    let frames = wal_dump(&data.join("wal"), &[]);
+    let frames = wal_dump(&data.join("wal"), &[], 0);
     let last = frames.iter().rfind(|frame| is_data(frame)).unwrap().clone();
     let end = frames.iter().rfind(|frame| frame.file == last.file).unwrap().position;
     assert!(end > last.position, "the end of the log is listed: {frames:?}");
@@ -139,7 +145,7 @@ async fn a_flipped_bit_in_the_middle_of_the_log_is_refused_named_and_left_as_it_
     let dir = Scratch::new();
     killed_with(dir.path(), 30).await;
     let wal = dir.path().join("data/wal");
-    let frames: Vec<Frame> = wal_dump(&wal, &[]).into_iter().filter(is_data).collect();
+    let frames: Vec<Frame> = wal_dump(&wal, &[], 0).into_iter().filter(is_data).collect();
     let middle = &frames[frames.len() / 2];
     let path = wal.join(&middle.file);
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -153,11 +159,103 @@ async fn a_flipped_bit_in_the_middle_of_the_log_is_refused_named_and_left_as_it_
     assert!(log.contains(&middle.file), "the file is named: {log}");
     assert!(log.contains(&format!("at byte {}", middle.position)), "and the place: {log}");
     assert!(contents(&wal) == before, "a damaged log is not changed");
-    let stopped = wal_dump(&wal, &[]);
+    assert!(log.contains("eddyline wal dump --salvage --records"), "what to do next: {log}");
+    let stopped = wal_dump(&wal, &[], 1);
     assert!(stopped.iter().any(|f| f.what.starts_with("damaged")), "{stopped:?}");
-    let salvaged: Vec<Frame> = wal_dump(&wal, &["--salvage"]).into_iter().filter(is_data).collect();
+    let salvaged = wal_dump(&wal, &["--salvage"], 1);
+    let salvaged: Vec<Frame> = salvaged.into_iter().filter(is_data).collect();
     assert_eq!(salvaged.len(), frames.len() - 1, "all but the damaged one");
     assert!(stopped.iter().filter(|frame| is_data(frame)).count() < salvaged.len());
+}
+
+/// Some of any kind, so that each must come back byte for byte.
+fn any_kind(n: u64) -> (Vec<u8>, String) {
+    let value = match n % 4 {
+        0 => format!("{{ \"n\":{n} }}").into_bytes(),
+        1 => format!("text {n} \u{e9}\n\"").into_bytes(),
+        2 => vec![0xff, 0, u8::try_from(n).unwrap()],
+        _ => Vec::new(),
+    };
+    (value, format!("key-{n}"))
+}
+
+/// All values of a topic by their keys.
+async fn by_key(url: &str, topic: &str) -> BTreeMap<String, serde_json::Value> {
+    let url = format!("{}?format=base64&limit=10000", records_url(url, topic));
+    let text = client().get(url).send().await.unwrap().text().await.unwrap();
+    let page: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let records = page["records"].as_array().unwrap().iter();
+    let pair = |record: &serde_json::Value| {
+        let rest = serde_json::json!([record["value"], record["headers"], record["timestamp"]]);
+        (record["key"].as_str().unwrap().to_owned(), rest)
+    };
+    records.map(pair).collect()
+}
+
+/// What README.md says under "When the log is damaged".
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_read_of_a_damaged_node_can_be_fed_to_a_new_one() {
+    const RECORDS: u64 = 40;
+    let dir = Scratch::new();
+    let (data, wal) = (dir.path().join("data"), dir.path().join("data/wal"));
+    let node = Node::start(dir.path(), SETTINGS);
+    let http = client();
+    create(&http, node.url(), TOPIC, serde_json::json!({"partitions": 2})).await;
+    for n in 0..RECORDS {
+        let (value, key) = any_kind(n);
+        let url = format!("{}?partition={}&key={key}", records_url(node.url(), TOPIC), n % 2);
+        let request = http.post(url).body(value);
+        let request = request.header("content-type", "application/octet-stream");
+        let request = request.header("eddyline-header", format!("n={n}"));
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    }
+    let before = by_key(node.url(), TOPIC).await;
+    let segments = || run(&["segment", "dump"], &data, &["--records"]).1;
+    crate::node::wait_until("all is in segments", || segments().lines().count() == 40);
+    node.kill();
+    let frames: Vec<Frame> = wal_dump(&data, &[], 0).into_iter().filter(is_data).collect();
+    let damaged = &frames[frames.len() - 15];
+    let file = fs::OpenOptions::new().read(true).write(true).open(wal.join(&damaged.file));
+    let (file, at, mut byte) = (file.unwrap(), damaged.position + 110, [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    assert_eq!(Setup::new(dir.path(), SETTINGS).spawn().refused().0, Some(1));
+
+    let (code, log, errors) = run(&["wal", "dump"], &data, &["--salvage", "--records"]);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("the log is damaged") && errors.contains(&damaged.file), "{errors}");
+    assert_eq!(log.lines().count() as u64, RECORDS - 1, "all but the damaged one: {log}");
+    let (code, kept, errors) = run(&["segment", "dump"], &data, &["--records"]);
+    assert_eq!(code, Some(0), "{errors}");
+    let id = fs::read_dir(data.join("partitions")).unwrap().next().unwrap().unwrap().file_name();
+    let start = format!("{{\"topic\":\"{}\",\"partition\":", id.to_str().unwrap());
+    assert!(log.lines().chain(kept.lines()).all(|line| line.starts_with(&start)), "{log}{kept}");
+
+    let fresh = dir.path().join("fresh");
+    fs::create_dir(&fresh).unwrap();
+    let node = Node::start(&fresh, SETTINGS);
+    for (topic, lines) in [("log", log.clone()), ("both", kept + &log)] {
+        create(&http, node.url(), topic, serde_json::json!({"partitions": 2})).await;
+        let path = fresh.join(topic);
+        fs::write(&path, lines).unwrap();
+        let (code, _, errors) = run(&["produce", topic], &path, &["--url", node.url()]);
+        assert_eq!(code, Some(0), "{errors}");
+    }
+    let (log, both) = (by_key(node.url(), "log").await, by_key(node.url(), "both").await);
+    assert_eq!(both, before, "nothing that can be read is lost");
+    assert_eq!(log.len() as u64, RECORDS - 1);
+    assert!(log.iter().all(|(key, record)| before[key] == *record), "{log:?} {before:?}");
+    node.stop();
+    // What a checkpoint covers is in segments for sure, and is not printed twice.
+    let (data, wal) = (fresh.join("data"), fresh.join("data/wal"));
+    let printed = |path: &Path, flags: &[&str]| {
+        let (code, lines, errors) = run(&["wal", "dump", "--salvage", "--records"], path, flags);
+        assert_eq!(code, Some(0), "{errors}");
+        lines.lines().count() as u64
+    };
+    assert_eq!(printed(&data, &[]), 0);
+    assert_eq!(printed(&wal, &["--data-dir", data.to_str().unwrap()]), 0);
+    assert_eq!(printed(&wal, &[]), 3 * RECORDS - 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

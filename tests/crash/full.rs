@@ -115,7 +115,7 @@ async fn a_disk_that_producers_fill_refuses_and_goes_on_after_a_deletion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_others_fill_to_the_last_byte_loses_nothing() {
+async fn a_disk_that_others_fill_to_the_last_byte_loses_nothing_and_takes_a_start() {
     let dir = Scratch::new();
     let Some(disks) = disks(dir.path(), &["data"], DISK_MIB) else { return };
     let setup = Setup::new(dir.path(), SETTINGS).data(&disks[0].path().join("data"));
@@ -130,6 +130,13 @@ async fn a_disk_that_others_fill_to_the_last_byte_loses_nothing() {
     // Nothing is left at all, not even the ballast; reading and deleting do without.
     let more = disks[0].fill("more of others");
     target.verify(&http, node.url()).await;
+    // It starts on a disk that is still full: otherwise nothing could be deleted from it.
+    tokio::task::spawn_blocking(move || node.kill()).await.unwrap();
+    load.finish().await;
+    let node = setup.start();
+    target.verify(&http, node.url()).await;
+    let mut load = Load::start(node.url(), "between", &target, &mut seeded());
+    load.wait_until(|answered| answered.refused >= 200).await;
     delete(&http, &node, FILLER).await;
     let before = load.answered();
     [others, more].into_iter().for_each(|path| std::fs::remove_file(path).unwrap());

@@ -414,6 +414,7 @@ async fn exit_codes_tell_a_wrong_command_line_from_a_failure() {
         &["segment", "dump", "/nowhere"],
         &["segment", "verify", "/nowhere"],
         &["wal", "dump", "/nowhere"],
+        &["wal", "dump", "/proc/self"],
         &["serve", "--listen", server.url().trim_start_matches("http://"), "--data-dir", "/proc/x"],
     ] {
         let ran = run(server.url(), words).await;
@@ -445,6 +446,11 @@ async fn the_configuration_is_checked_without_a_server() {
     assert_eq!(ahead.code, USAGE, "{ahead:?}");
 }
 
+/// Where the first batch of a segment ends.
+fn batch_end(segment: &[u8]) -> usize {
+    12 + usize::try_from(u32::from_be_bytes(segment[8..12].try_into().unwrap())).unwrap()
+}
+
 async fn run_on(words: [&str; 2], path: &Path) -> Ran {
     run("", &[words[0].as_ref(), words[1].as_ref(), path.as_os_str()]).await
 }
@@ -465,11 +471,56 @@ async fn a_stopped_nodes_files_can_be_looked_at_and_checked() {
     let verified = run_on(["segment", "verify"], &partitions).await.good();
     let records = format!(" {} records, ", 2 * damage::PER_PARTITION);
     assert!(verified.contains(&records), "{verified}");
-    assert!(verified.ends_with("bad: 0 batches, 0 tails, 0 indexes\n"), "{verified}");
+    assert!(verified.ends_with("bad: 0 batches, 0 tails, 0 indexes, 0 files\n"), "{verified}");
 
     let frames = run_on(["wal", "dump"], &directory.path().join("wal")).await.good();
     assert!(frames.lines().count() > 100, "{frames}");
     assert!(frames.lines().all(|line| line.contains(".wal ")), "{frames}");
+    assert_eq!(
+        run_on(["wal", "dump"], directory.path()).await.good(),
+        frames,
+        "of a data directory"
+    );
+    let none = run_on(["wal", "dump"], &partitions).await;
+    assert_eq!((none.code, none.out.as_str()), (FAILURE, ""), "{none:?}");
+    assert!(none.err.contains("has no write-ahead log"), "{none:?}");
+
+    // A data directory is compared with its checkpoints.
+    let verified = run_on(["segment", "verify"], directory.path()).await.good();
+    assert!(verified.contains(&records), "{verified}");
+    let crooked =
+        |text: &str| text.contains("bad: 0 batches, 0 tails, ") && text.ends_with(", 1 files\n");
+    for (name, what) in [("missing", "is missing, "), ("short", " bytes, a checkpoint has ")] {
+        let kept = std::fs::read(&logs[2]).unwrap();
+        match name {
+            "missing" => std::fs::remove_file(&logs[2]).unwrap(),
+            _ => std::fs::write(&logs[2], &kept[..batch_end(&kept)]).unwrap(),
+        }
+        let ran = run_on(["segment", "verify"], directory.path()).await;
+        assert_eq!(ran.code, FAILURE, "{name}: {ran:?}");
+        assert!(ran.out.contains(logs[2].to_str().unwrap()) && ran.out.contains(what), "{ran:?}");
+        assert!(crooked(&ran.out), "{ran:?}");
+        run_on(["segment", "verify"], &partitions).await.good();
+        std::fs::write(&logs[2], kept).unwrap();
+    }
+    // Whole batches, their checksums right, in order: only the checkpoint knows others.
+    let kept = std::fs::read(&logs[2]).unwrap();
+    let mut changed = kept.clone();
+    // A byte of the first batch's leader epoch, which no checksum of the batch covers.
+    changed[12] ^= 1;
+    std::fs::write(&logs[2], changed).unwrap();
+    let ran = run_on(["segment", "verify"], directory.path()).await;
+    assert_eq!(ran.code, FAILURE, "{ran:?}");
+    assert!(ran.out.contains(" bytes are not those of the checkpoint") && crooked(&ran.out));
+    run_on(["segment", "verify"], &partitions).await.good();
+    std::fs::write(&logs[2], kept).unwrap();
+    // Behind the checkpoint's end of an active file: the next start cuts it off.
+    let active = logs.last().unwrap();
+    let kept = std::fs::read(active).unwrap();
+    std::fs::write(active, [kept.as_slice(), b"torn"].concat()).unwrap();
+    run_on(["segment", "verify"], directory.path()).await.good();
+    assert_eq!(run_on(["segment", "verify"], &partitions).await.code, FAILURE);
+    std::fs::write(active, kept).unwrap();
 
     damage::flip_a_bit(directory.path());
     let damaged = run_on(["segment", "verify"], &partitions).await;

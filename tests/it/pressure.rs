@@ -258,6 +258,41 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     server.stop().await;
 }
 
+/// Nothing of the log can go while no checkpoint gets done: its bound acts before Raft.
+#[tokio::test]
+async fn a_log_at_its_hard_bound_refuses_records_until_checkpoints_free_it() {
+    const MIB: usize = 1 << 20;
+    let fs = SimFs::new();
+    let settings = [("wal.file_bytes", "1 MiB"), ("wal.max_bytes", "2 MiB")];
+    let server = Server::start_on(&fs, tempfile::tempdir().unwrap(), &settings).await;
+    let put = server.request(Method::PUT, "/v1/topics/t").body(r#"{"partitions":1}"#);
+    assert_eq!(Reply::of(put).await.status, 201);
+    fs.hold_syncs_of("/shards/");
+    let held = Held(fs.clone());
+    let mut acked = 0;
+    let refused = loop {
+        let raw = server.request(Method::POST, RECORDS);
+        let reply = Reply::of(raw.body(vec![b'x'; MIB / 4])).await;
+        if reply.status != 200 {
+            break reply;
+        }
+        acked += 1;
+        assert!(acked < 32 * 4, "{acked} records of 256 KiB and no bound");
+    };
+    assert_eq!((refused.status.as_u16(), &refused.json()["code"]), (507, &json!("storage_full")));
+    assert!(acked >= 28, "four times the soft bound fits: {acked} records of 256 KiB");
+    check_refused(&server, 507, "storage_full", 50701).await;
+    assert_eq!(end_offset(&server).await, acked, "what was accepted is there, and no more");
+    drop(held);
+    let next = eventually("checkpoints free the log", async || {
+        let reply = produce(&server).await;
+        (reply.status == 200).then(|| reply.json()["records"][0]["offset"].as_u64().unwrap())
+    })
+    .await;
+    assert_eq!(next, acked);
+    server.stop().await;
+}
+
 /// Files of the log are allocated where that can be done, and filled where it cannot.
 #[tokio::test]
 async fn a_log_without_a_next_file_says_why_and_one_on_a_plain_file_system_needs_none_allocated() {

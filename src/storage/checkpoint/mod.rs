@@ -27,7 +27,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use store::CheckpointStore;
+pub use store::{CheckpointStore, read_all};
 
 pub use crate::types::LogPosition as LogId;
 

@@ -1,13 +1,16 @@
 //! A shard's checkpoint files: `checkpoint`, the base, and `checkpoint.<n>`, the deltas.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::storage::checkpoint::codec::{self, Place};
 use crate::storage::checkpoint::{Changes, Damage, Error, ShardCheckpoint};
-use crate::storage::fs::{Entry, SharedFs, is_exhausted, read_file, replace_file};
+use crate::storage::fs::{Entry, EntryKind, SharedFs, is_exhausted, read_file, replace_file};
+use crate::types::ShardId;
 
 const BASE_NAME: &str = "checkpoint";
 
@@ -46,7 +49,28 @@ impl CheckpointStore {
     /// [`Error::Damaged`] when a file of the checkpoint is not as it was written or is missing;
     /// [`Error::Io`].
     pub fn open(fs: SharedFs, directory: &Path) -> Result<(Self, Option<ShardCheckpoint>), Error> {
-        let mut store = Self {
+        let mut store = Self::new(fs, directory);
+        let entries = store.prepare_directory()?;
+        let stale = store.load(&entries)?;
+        store.remove_deltas(&stale)?;
+        store.remove_temporaries(&entries)?;
+        let found = store.last.is_some().then(|| store.current.clone());
+        Ok((store, found))
+    }
+
+    /// Reads what was saved last in `directory`, if anything was. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`CheckpointStore::open`].
+    pub fn read_only(fs: SharedFs, directory: &Path) -> Result<Option<ShardCheckpoint>, Error> {
+        let listed = fs.list(directory).map_err(|source| failed("list", directory, source))?;
+        let mut store = Self::new(fs, directory);
+        store.load(&listed)?;
+        Ok(store.last.is_some().then_some(store.current))
+    }
+
+    fn new(fs: SharedFs, directory: &Path) -> Self {
+        Self {
             fs,
             directory: directory.to_owned(),
             current: ShardCheckpoint::default(),
@@ -54,22 +78,21 @@ impl CheckpointStore {
             base_bytes: 0,
             delta_bytes: 0,
             has_failed: false,
-        };
-        let entries = store.prepare_directory()?;
+        }
+    }
+
+    /// Reads the checkpoint; returns the deltas that are not part of it.
+    fn load(&mut self, entries: &[Entry]) -> Result<Vec<u32>, Error> {
         let mut deltas: Vec<u32> =
             entries.iter().filter_map(|entry| delta_of(&entry.name)).collect();
         deltas.sort_unstable();
         if entries.iter().any(|entry| entry.name == BASE_NAME) {
-            store.load_base()?;
-            let stale = store.load_deltas(&deltas)?;
-            store.remove_deltas(&stale)?;
-        } else if !deltas.is_empty() {
-            // A delta is never written before its base.
-            return Err(Error::Damaged { path: store.base_path(), reason: Damage::Missing });
+            self.load_base()?;
+            return self.load_deltas(&deltas);
         }
-        store.remove_temporaries(&entries)?;
-        let found = store.last.is_some().then(|| store.current.clone());
-        Ok((store, found))
+        // A delta is never written before its base.
+        let missing = || Error::Damaged { path: self.base_path(), reason: Damage::Missing };
+        if deltas.is_empty() { Ok(deltas) } else { Err(missing()) }
     }
 
     /// Returns what was saved last.
@@ -233,6 +256,30 @@ impl CheckpointStore {
     fn delta_path(&self, number: u32) -> PathBuf {
         self.directory.join(format!("{BASE_NAME}.{number}"))
     }
+}
+
+/// Reads the newest checkpoint of each data shard of a node, from the directory `shards` in its
+/// data directory; `None` when there is no such directory. Nothing is changed.
+///
+/// # Errors
+/// As [`CheckpointStore::open`].
+pub fn read_all(
+    fs: &SharedFs,
+    shards: &Path,
+) -> Result<Option<BTreeMap<ShardId, ShardCheckpoint>>, Error> {
+    let entries = match fs.list(shards) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        listed => listed.map_err(|source| failed("list", shards, source))?,
+    };
+    let mut found = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+        // The metadata shard's has a form of its own, and names no segments.
+        let shard = entry.name.parse().map(ShardId::new);
+        let Some(shard) = shard.ok().filter(|shard| *shard != ShardId::METADATA) else { continue };
+        let checkpoint = CheckpointStore::read_only(Arc::clone(fs), &shards.join(&entry.name))?;
+        found.extend(checkpoint.map(|checkpoint| (shard, checkpoint)));
+    }
+    Ok(Some(found))
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> Error {

@@ -139,7 +139,8 @@ struct State {
     capacity_bytes: Option<u64>,
     /// Changes that still work before the machine stands still.
     changes_left: Option<u64>,
-    syncs_held: bool,
+    /// Syncs of files whose path contains this text wait.
+    syncs_held: Option<String>,
 }
 
 #[derive(Debug)]
@@ -171,7 +172,7 @@ impl Shared {
             performed: HashMap::new(),
             capacity_bytes,
             changes_left: None,
-            syncs_held: false,
+            syncs_held: None,
         };
         Self { state: Mutex::new(state), resumed: Condvar::new() }
     }
@@ -247,12 +248,17 @@ impl SimFs {
 
     /// Makes file syncs wait until [`SimFs::resume_syncs`].
     pub fn hold_syncs(&self) {
-        self.shared.state.lock().syncs_held = true;
+        self.hold_syncs_of("");
+    }
+
+    /// Makes syncs wait of files whose path, under which they were made or opened, contains a text.
+    pub fn hold_syncs_of(&self, path_contains: &str) {
+        self.shared.state.lock().syncs_held = Some(path_contains.to_owned());
     }
 
     /// Lets held syncs go on.
     pub fn resume_syncs(&self) {
-        self.shared.state.lock().syncs_held = false;
+        self.shared.state.lock().syncs_held = None;
         self.shared.resumed.notify_all();
     }
 
@@ -433,7 +439,12 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.shared.state.lock();
-        while state.syncs_held {
+        let path = self.path.to_string_lossy();
+        let is_held = |state: &State| match &state.syncs_held {
+            Some(part) => path.contains(part.as_str()),
+            None => false,
+        };
+        while is_held(&state) {
             self.shared.resumed.wait(&mut state);
         }
         let struck = state.begin(Operation::Sync, &self.path);

@@ -57,10 +57,11 @@ mod waiters;
 
 pub use damage::DamagedRange;
 pub(super) use index::OffsetEntries;
-pub(super) use names::{FileKind, SegmentName};
+pub(super) use names::{FileKind, SegmentName, parse_partition, partition_dir};
 pub use orphans::Orphan;
 pub use partition::{Appended, PartitionLog};
 pub use reader::{Chunk, LogReader};
+pub(super) use recovery::checksum;
 pub use removal::{Pinned, PinnedFile, Removed};
 pub(super) use scan::{ScanError, Scanned, Scanner};
 pub use state::{PartitionState, SegmentState, StateError};

@@ -133,7 +133,8 @@ fn what_is_left(
     Ok(good)
 }
 
-fn checksum(file: &dyn File, len: u64) -> io::Result<u32> {
+/// Computes the checksum of a file's first `len` bytes, as [`SegmentState::crc`] has it.
+pub(in crate::storage) fn checksum(file: &dyn File, len: u64) -> io::Result<u32> {
     let (mut crc, mut position) = (0, 0);
     let mut window = vec![0; CHECKSUM_WINDOW_BYTES];
     while position < len {

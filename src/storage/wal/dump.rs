@@ -3,20 +3,12 @@
 use std::io::Write;
 use std::path::Path;
 
-use crate::storage::fs::{Fs, Open};
+use crate::storage::fs::Fs;
 use crate::storage::wal::Error;
 use crate::storage::wal::files::{Name, parse_name};
 use crate::storage::wal::format::{Bad, FileHeader, FrameHead};
 use crate::storage::wal::parse::{Frame, Walker};
-
-/// What to do at a damaged place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Salvage {
-    /// End the file's listing.
-    StopAtDamage,
-    /// Go on at the next round that can be read.
-    SkipDamage,
-}
+use crate::storage::wal::salvage::{Salvage, Step, read_whole, walk};
 
 /// Prints a line for each frame of each file in `dir`, and one for each place that is not valid.
 /// Nothing is changed.
@@ -35,19 +27,6 @@ pub fn dump(fs: &dyn Fs, dir: &Path, out: &mut dyn Write, salvage: Salvage) -> R
     Ok(())
 }
 
-/// Reads a file of the log; its size is bounded by the log's.
-pub(super) fn read_whole(fs: &dyn Fs, path: &Path) -> Result<Vec<u8>, Error> {
-    let read = || {
-        let file = fs.open(path, Open::Read)?;
-        let len = usize::try_from(file.len()?).map_err(std::io::Error::other)?;
-        let mut bytes = vec![0; len];
-        let read = file.read_at(&mut bytes, 0)?;
-        bytes.truncate(read);
-        Ok(bytes)
-    };
-    read().map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })
-}
-
 fn dump_file(
     name: &str,
     sequence: u64,
@@ -64,31 +43,18 @@ fn dump_file(
     };
     let FileHeader { void_from, previous_round, .. } = header;
     writeln!(out, "{name} 0 header void_from={void_from} previous_round={previous_round}")?;
-    let mut walker = Walker::new(bytes, sequence, previous_round);
-    loop {
-        let stopped = match walker.next_frame() {
-            Ok(Some(frame)) => {
-                print_frame(out, name, &frame)?;
-                continue;
-            }
-            Ok(None) => return Ok(()),
-            Err(stopped) => stopped,
-        };
-        let higher = walker.higher_round(stopped.round);
-        let verdict = match (stopped.in_round, higher) {
-            (_, Some((position, _))) => format!("damaged, next round at {position}"),
-            (true, None) => "torn tail".to_owned(),
-            (false, None) => "end".to_owned(),
-        };
-        writeln!(out, "{name} {} {verdict}: {}", stopped.position, stopped.bad)?;
-        match (salvage, higher) {
-            (Salvage::SkipDamage, Some(found)) => match &stopped.head {
-                Some(head) => walker.skip_frame(head),
-                None => walker.skip_to(found),
-            },
-            _ => return Ok(()),
+    let walker = Walker::new(bytes, sequence, previous_round);
+    walk(walker, salvage, &mut |step| match step {
+        Step::Frame(frame) => print_frame(out, name, frame),
+        Step::Stopped(stopped, higher) => {
+            let verdict = match (stopped.in_round, higher) {
+                (_, Some((position, _))) => format!("damaged, next round at {position}"),
+                (true, None) => "torn tail".to_owned(),
+                (false, None) => "end".to_owned(),
+            };
+            writeln!(out, "{name} {} {verdict}: {}", stopped.position, stopped.bad)
         }
-    }
+    })
 }
 
 fn print_frame(out: &mut dyn Write, name: &str, frame: &Frame<'_>) -> std::io::Result<()> {

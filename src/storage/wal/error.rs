@@ -50,6 +50,9 @@ pub enum Error {
         /// The last index that its checkpoint covers, `None` when there is no checkpoint.
         covers: Option<RaftIndex>,
     },
+    /// There is no log where one was looked for.
+    #[error("{0} has no write-ahead log, nor has a folder `wal` in it")]
+    NoLog(PathBuf),
     /// The index is not in the log any more, or the replica is not.
     #[error("index {index} of replica {replica} is not in the log")]
     NotInLog {

@@ -287,9 +287,14 @@ impl Wal {
     /// Returns whether log and queue have four times the soft bound: nothing may be added but what
     /// frees space.
     pub fn is_over_hard_bound(&self) -> bool {
+        self.bytes_to_hard_bound() == 0
+    }
+
+    /// Returns what may be added until the hard bound is reached.
+    pub fn bytes_to_hard_bound(&self) -> u64 {
         let state = self.handle.shared.state.lock();
         let bytes = state.live_bytes().saturating_add(state.queued_bytes);
-        bytes > self.handle.shared.config.max_bytes.saturating_mul(4)
+        self.handle.shared.config.max_bytes.saturating_mul(4).saturating_sub(bytes)
     }
 
     /// Returns whether the disk had no space for the next file. The log goes on in the room that is
@@ -376,6 +381,12 @@ impl Wal {
     #[cfg(test)]
     pub(super) fn has_next_file(&self) -> bool {
         self.handle.shared.state.lock().next.is_some()
+    }
+
+    /// Returns how many commands wait, for tests of what wakes the writer.
+    #[cfg(test)]
+    pub(super) fn queued_commands(&self) -> usize {
+        self.handle.shared.state.lock().queue.len()
     }
 
     fn wake_if(&self, wake: bool) {

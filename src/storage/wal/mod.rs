@@ -33,15 +33,18 @@ mod rebuild;
 mod recovery;
 mod replay;
 mod round;
+mod salvage;
 mod state;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use dump::{Salvage, dump};
+pub use dump::dump;
 pub use error::{Damage, Error, Poisoned};
 pub use files::is_in;
 pub use handle::Wal;
+pub use recovery::check;
+pub use salvage::{Salvage, find, salvage};
 
 pub use crate::types::LogPosition as LogId;
 

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::storage::fs::{EntryKind, Fs, Open};
-use crate::storage::wal::dump::read_whole;
 use crate::storage::wal::files::{
     LiveFile, Name, OpenFile, SPARES_MAX, parse_name, recovery_path, spare_path,
 };
@@ -26,8 +25,9 @@ use crate::storage::wal::parse::{Stopped, Walker};
 use crate::storage::wal::rebuild::Rebuild;
 use crate::storage::wal::replay::{Blame, Replay};
 use crate::storage::wal::round::AllMarks;
+use crate::storage::wal::salvage::read_whole;
 use crate::storage::wal::writer::Current;
-use crate::storage::wal::{Config, Damage, Error, Floors, Recovery};
+use crate::storage::wal::{Config, Damage, Error, Floors, OnDamage, Recovery};
 use crate::types::ReplicaId;
 
 /// A closed last file of at most this size is copied all the same, so that many restarts do not
@@ -122,6 +122,18 @@ pub(super) fn recover(
     listing.set_gone_aside(header.void_from);
     let spares = tidy(fs, dir, config, &listing)?;
     start_from(fs, &listing, replay, (current, round, spares))
+}
+
+/// Judges the log in `dir` as opening it would, but for what checkpoints say. Nothing is changed.
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::Behind`], [`Error::Io`].
+pub fn check(fs: &dyn Fs, dir: &Path) -> Result<(), Error> {
+    let mut listing = list(fs, dir)?;
+    listing.set_void_aside();
+    let mut replay = Replay::new(dir, OnDamage::Refuse);
+    read_files(fs, &listing, &mut replay)?;
+    replay.check(&Floors::new())
 }
 
 /// Makes the header of the file that is written after opening: it voids what it replaces.

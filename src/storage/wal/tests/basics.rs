@@ -278,3 +278,22 @@ fn what_is_said_of_a_forgotten_replica_does_not_reach_the_log() {
     assert_eq!(wal.state(replica(1)), None);
     assert!(save_vote(&wal, 1, vote(3)).is_err(), "it is remembered over a restart");
 }
+
+/// A sync for each committed mark would double the syncs of a busy shard.
+#[test]
+fn committed_marks_wait_for_the_next_frame_that_needs_a_sync() {
+    const MARKS: u64 = 200;
+    let fs = SimFs::new();
+    let (wal, _) = open(&fs);
+    append_range(&wal, 1, 1, 1..2, 10).unwrap();
+    append_range(&wal, 2, 1, 1..2, 10).unwrap();
+    for n in 0..MARKS {
+        wal.save_committed(replica(1 + n % 2), id(1, 1));
+        std::thread::yield_now();
+    }
+    assert_eq!(wal.queued_commands() as u64, MARKS, "the writer was woken");
+    append_range(&wal, 1, 1, 2..3, 10).unwrap();
+    assert_eq!(wal.queued_commands(), 0);
+    let (_, recovery) = open(&fs.cut());
+    assert_eq!(recovery.replicas[&replica(2)].committed, Some(id(1, 1)));
+}

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::storage::wal::format::{FILE_HEADER_BYTES, ROUND_MAGIC};
-use crate::storage::wal::{Floors, Salvage, dump};
+use crate::storage::wal::{Floors, Salvage, check, dump, find, salvage};
 
 /// Replica 1 has fixed-size entries, votes and truncations, each in its own round.
 fn step(wal: &Wal, at: u64) {
@@ -285,6 +285,76 @@ fn a_dump_lists_every_frame_and_salvages_what_follows_damage() {
     let salvaged = lines(&fs, Salvage::SkipDamage);
     assert_eq!(salvaged.matches("Entry replica=").count(), 8);
     assert!(salvaged.contains("damaged, next round at"));
+}
+
+/// Replica, term, index and payload of all entries that can be salvaged.
+fn salvaged(fs: &SimFs) -> Vec<(u64, u64, u64, Vec<u8>)> {
+    let mut found = Vec::new();
+    salvage(fs, dir(), &mut |replica, id, payload| {
+        found.push((replica.get(), id.term.get(), id.index.get(), payload.to_vec()));
+        Ok(())
+    })
+    .unwrap();
+    found
+}
+
+#[test]
+fn all_entries_but_the_damaged_one_are_salvaged_wherever_the_damage_is() {
+    let (fs, path, bytes) = small_log();
+    let (_, end) = end_of(&bytes);
+    let whole = salvaged(&fs);
+    assert_eq!(whole.len(), 9);
+    assert!(whole.iter().all(|(of, term, raw, found)| *found == payload(*of, *term, *raw, 30)));
+    for at in 0..end {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let fs = with_bytes(&fs, &path, &flipped);
+        let found = salvaged(&fs);
+        assert!(found.len() >= 8, "byte {at}: {found:?}");
+        assert!(found.iter().all(|entry| whole.contains(entry)), "byte {at}: {found:?}");
+        let verdict = check(&fs, dir());
+        assert_eq!(read_bytes(&fs.cut(), &path), flipped, "nothing is changed");
+        let opened = try_open(&fs);
+        assert_eq!(verdict.is_err(), opened.is_err(), "byte {at}: {verdict:?} {opened:?}");
+    }
+}
+
+#[test]
+fn what_the_log_took_back_is_not_salvaged_and_nothing_twice() {
+    let fs = SimFs::new();
+    let (wal, _) = open(&fs);
+    append_range(&wal, 1, 1, 1..6, 20).unwrap();
+    append_range(&wal, 2, 1, 1..3, 20).unwrap();
+    append_range(&wal, 3, 1, 1..3, 20).unwrap();
+    truncate(&wal, 1, Some(2)).unwrap();
+    append_range(&wal, 1, 2, 3..5, 20).unwrap();
+    truncate(&wal, 2, None).unwrap();
+    wal.forget(replica(3));
+    barrier(&wal).unwrap();
+    let ids = |fs: &SimFs| -> Vec<_> {
+        salvaged(fs).into_iter().map(|(of, term, raw, _)| (of, term, raw)).collect()
+    };
+    let expected = [(1, 1, 1), (1, 1, 2), (1, 2, 3), (1, 2, 4)];
+    assert_eq!(ids(&fs), expected);
+    // A start that is cut off after each of its steps: the last file and its copy are both there.
+    for changes in 0..12 {
+        let fs = fs.cut();
+        fs.stop_after(changes);
+        let _ = try_open(&fs);
+        assert_eq!(ids(&fs.crash()), expected, "stopped after {changes} changes");
+    }
+}
+
+#[test]
+fn a_log_is_found_in_its_folder_and_in_the_data_directory_and_nowhere_else() {
+    let (fs, _, _) = small_log();
+    for folder in ["/wal", "/"] {
+        assert_eq!(find(&fs, Path::new(folder)).unwrap(), dir());
+    }
+    fs.create_dir_all(Path::new("/other/wal")).unwrap();
+    assert!(matches!(find(&fs, Path::new("/other")), Err(Error::NoLog(_))));
+    assert!(matches!(find(&fs, Path::new("/other/wal")), Err(Error::NoLog(_))));
+    assert!(matches!(find(&fs, Path::new("/nowhere")), Err(Error::Io { .. })));
 }
 
 #[test]

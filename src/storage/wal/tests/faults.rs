@@ -70,6 +70,43 @@ fn unsynced_frames_that_a_killed_process_left_are_durable_once_they_were_answere
     assert_eq!(recovery.replicas[&replica(1)].last, Some(id(1, 4)));
 }
 
+/// A file that is too large to be copied without need is copied after an unclean stop all the same:
+/// what was read of it may be in the page cache alone.
+#[test]
+fn unsynced_frames_of_a_large_file_are_durable_once_they_were_answered() {
+    let fs = SimFs::new();
+    let large = Config { file_bytes: 4 << 20, max_bytes: 16 << 20, ..config() };
+    let open = |fs: &SimFs| {
+        Wal::open(fs.shared(), dir(), large, &BTreeMap::new(), Arc::new(NoObserver)).unwrap()
+    };
+    let (wal, _) = open(&fs);
+    let mut raw = 1;
+    // Beyond the first file, which is small, and into the middle of another.
+    let is_large = || {
+        let files = begun_files(&fs);
+        files.len() > 1 && (2 << 20..3 << 20).contains(&end_of(&read_bytes(&fs, &files[1])).1)
+    };
+    while !is_large() {
+        wait_for(&fs, |_| wal.has_next_file());
+        append_range(&wal, 1, 1, raw..raw + 1, 300 << 10).unwrap();
+        raw += 1;
+    }
+    wait_for(&fs, |_| wal.has_next_file());
+    fs.hold_syncs();
+    let writes = fs.counters().writes;
+    let (done, receiver) = done();
+    wal.append(replica(1), vec![entry(1, raw, b"unsynced")], done);
+    wait_for(&fs, |counters| counters.writes > writes);
+    let fs = fs.crash();
+    assert!(wait(&receiver).is_err());
+    let last = |recovery: &Recovery| recovery.replicas[&replica(1)].last;
+    assert_eq!(last(&open(&fs.cut()).1), Some(id(1, raw - 1)), "not synced");
+    let (wal, recovery) = open(&fs);
+    assert_eq!(last(&recovery), Some(id(1, raw)));
+    drop(wal);
+    assert_eq!(last(&open(&fs.cut()).1), Some(id(1, raw)), "what was answered was not durable");
+}
+
 #[test]
 fn no_space_for_any_one_write_loses_and_ends_nothing() {
     for nth in 0..60 {
