@@ -230,13 +230,14 @@ impl Broker {
         partition: Option<u32>,
         records: &[ProduceRecord<'_>],
     ) -> Result<Arc<Topic>, ProduceError> {
+        // Boxed: creating is rare and its future large, and every request moves its own.
         let topic = match self.topic(principal, name) {
             Ok(topic) => topic,
             Err(TopicError::NotFound(_)) => {
-                self.auto_create(principal, name, partition, records).await?
+                Box::pin(self.auto_create(principal, name, partition, records)).await?
             }
             Err(TopicError::Unavailable(_)) => {
-                self.create_topic(principal, name, CreateTopic::default()).await?.1
+                Box::pin(self.create_topic(principal, name, CreateTopic::default())).await?.1
             }
             Err(error) => return Err(error.into()),
         };

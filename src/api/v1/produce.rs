@@ -143,16 +143,19 @@ pub(super) async fn produce(state: Arc<State>, request: Request) -> Result<Respo
     expect_identity(&parts.headers)?;
     match BodyKind::of(&parts.headers)? {
         BodyKind::Json => whole(&state, &parts, body).await,
-        BodyKind::Raw => raw(&state, &parts, body).await,
-        BodyKind::Ndjson => {
-            negotiate(&parts.headers, &[NDJSON])?;
-            let acks = acks_alone(&parts)?;
-            let name = name_to_write(&parts)?;
-            let topic = topic_to_write(&state, &name, None, &[]).await?;
-            let awaits_continue = parts.headers.contains_key(header::EXPECT);
-            Ok(stream::answer(&state, topic, body, (acks, awaits_continue)).await)
-        }
+        // Boxed, so that the future of the usual kind stays small.
+        BodyKind::Raw => Box::pin(raw(&state, &parts, body)).await,
+        BodyKind::Ndjson => Box::pin(lines(&state, &parts, body)).await,
     }
+}
+
+async fn lines(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, ApiError> {
+    negotiate(&parts.headers, &[NDJSON])?;
+    let acks = acks_alone(parts)?;
+    let name = name_to_write(parts)?;
+    let topic = topic_to_write(state, &name, None, &[]).await?;
+    let awaits_continue = parts.headers.contains_key(header::EXPECT);
+    Ok(stream::answer(state, topic, body, (acks, awaits_continue)).await)
 }
 
 /// What a body is, by its `Content-Type`.
