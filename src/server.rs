@@ -211,6 +211,7 @@ impl Server {
         let state = Arc::new(api::State {
             broker: broker.clone(),
             ws: api::ws::Shared::new(&http::limits(config).ws, &metrics.ws),
+            memory: api::Memory::new(http::limits(config).memory_bytes),
             config: http::limits(config),
             clock,
             metrics,

@@ -32,6 +32,7 @@ pub(super) fn limits(config: &Config) -> api::Config {
         max_records: config.http.max_records,
         max_line_bytes: bytes(config.http.max_line_bytes),
         report_buffer_bytes: bytes(config.http.report_buffer_bytes),
+        memory_bytes: bytes(config.http.memory_bytes),
         request_timeout: config.http.request_timeout,
         max_connections: config.http.max_connections,
         timers: config.http.timers,

@@ -5,6 +5,7 @@
 mod cli;
 mod clients;
 mod damage;
+mod memory;
 mod openapi;
 mod ops;
 mod pressure;
