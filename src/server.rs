@@ -44,6 +44,7 @@ mod health;
 mod http;
 mod identity;
 mod observe;
+mod streams;
 
 use disk::{DataFiles, Disk};
 use identity::{Identity, Lock};

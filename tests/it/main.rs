@@ -5,6 +5,7 @@
 mod cli;
 mod clients;
 mod damage;
+mod http2;
 mod memory;
 mod openapi;
 mod ops;
