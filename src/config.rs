@@ -9,6 +9,7 @@
 //! - every fault of every source is reported at once, with its key and where it came from;
 //! - secrets never appear in `Debug`, in errors or in what `config check` prints.
 
+mod memory;
 mod settings;
 mod sources;
 mod values;
@@ -117,12 +118,21 @@ pub struct Http {
     pub max_line_bytes: u64,
     /// Reports of one NDJSON request that its client has not read yet.
     pub report_buffer_bytes: u64,
+    /// Bodies, answers and reports that all requests together hold in memory.
+    pub memory_bytes: u64,
     /// How long a write may take before it is answered with 504.
     pub request_timeout: Duration,
     /// Connections at a time; those beyond wait to be accepted.
     pub max_connections: usize,
     /// Timers of connections and streams; they have no key.
     pub timers: api::Timers,
+}
+
+impl Http {
+    /// Returns what the largest body or line takes when it is alone.
+    fn largest_request(&self) -> u64 {
+        self.max_body_bytes.max(self.max_line_bytes).saturating_mul(HTTP_BODY_WEIGHT)
+    }
 }
 
 /// Consumer groups.
@@ -216,6 +226,13 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What requests may hold together by default, however little memory there is.
+const HTTP_MEMORY_MIN: u64 = 64 * MIB;
+/// Part of the memory, one in so many, that they may hold by default.
+const HTTP_MEMORY_PART: u64 = 4;
+/// A body, and what is decoded of it, is charged so many times its bytes.
+const HTTP_BODY_WEIGHT: u64 = api::BODY_WEIGHT as u64;
+
 /// Segment files that are kept open by default, however many the process may have.
 const OPEN_FILES_MAX: usize = 16_384;
 /// Descriptors that are kept for what is open for a moment: directories, indexes, checkpoints.
@@ -231,6 +248,8 @@ pub struct Machine {
     pub cores: usize,
     /// Files that the process may have open.
     pub open_files_limit: u64,
+    /// Memory that the process may use: the machine's, its control group's or its own limit.
+    pub memory_bytes: u64,
 }
 
 impl Machine {
@@ -240,6 +259,7 @@ impl Machine {
         Self {
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             open_files_limit: limit.current.unwrap_or(1_048_576),
+            memory_bytes: memory::limit(),
         }
     }
 
@@ -249,6 +269,12 @@ impl Machine {
 
     fn open_files(self) -> usize {
         usize::try_from(self.open_files_limit / 4).unwrap_or(usize::MAX).clamp(16, OPEN_FILES_MAX)
+    }
+
+    /// Returns what requests may hold together: a part of the memory, and what the largest of them
+    /// needs.
+    fn http_memory(self, http: &Http) -> u64 {
+        (self.memory_bytes / HTTP_MEMORY_PART).max(HTTP_MEMORY_MIN).max(http.largest_request())
     }
 
     /// Returns how many connections there may be beside the files: segments (twice as many while
@@ -347,6 +373,7 @@ impl Config {
                 max_records: 10_000,
                 max_line_bytes: 2 * MIB,
                 report_buffer_bytes: 32 * MIB,
+                memory_bytes: HTTP_MEMORY_MIN,
                 request_timeout: Duration::from_secs(30),
                 max_connections: 1024,
                 timers: api::Timers::default(),

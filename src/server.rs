@@ -45,6 +45,7 @@ mod http;
 mod identity;
 mod observe;
 mod owner;
+mod streams;
 
 use disk::{DataFiles, Disk};
 use identity::{Identity, Locks};
@@ -235,6 +236,7 @@ impl Server {
         let state = Arc::new(api::State {
             broker: broker.clone(),
             ws: api::ws::Shared::new(&http::limits(config).ws, &metrics.ws),
+            memory: api::Memory::new(http::limits(config).memory_bytes),
             config: http::limits(config),
             clock,
             metrics,

@@ -21,7 +21,8 @@ use tower::Service as _;
 use crate::api::error::{ApiError, Caller};
 use crate::api::flushes::Flushes;
 use crate::api::http::{Endpoint, Verb};
-use crate::api::{State, router, v1, v2};
+use crate::api::memory::UsedUp;
+use crate::api::{State, refuse, router, v1, v2};
 
 /// Bytes of a request's head, each field counted with what it takes beside its name and value.
 /// The cursor of a topic with 10,000 partitions takes up to 144 KiB and has to fit.
@@ -66,6 +67,13 @@ impl Service {
     /// Makes the service of one connection, whose socket notes its flushes there.
     pub fn of_connection(&self, flushes: Flushes) -> Self {
         Self { router: self.router.clone(), hot: Arc::clone(&self.hot), flushes }
+    }
+
+    /// Answers a request for which there is no memory left.
+    pub fn overloaded(request: hyper::Request<Incoming>) -> Response {
+        let error = ApiError::from(UsedUp);
+        let texts = (error.detail().to_owned(), "HTTP 503 Service Unavailable");
+        refuse(&request.map(Body::new), error.code(), texts)
     }
 }
 

@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
+use crate::api::memory::{BODY_WEIGHT, FREE_BYTES, Memory, UsedUp};
 use crate::api::unread::read_to_its_end;
 use crate::broker::{ProduceError, ProduceRecord, Topic, TopicError};
 use crate::metrics::RouteMetrics;
@@ -89,6 +90,8 @@ pub(crate) struct Endpoint<F> {
     state: Arc<State>,
     metrics: Arc<RouteMetrics>,
     caller: fn(&HeaderMap) -> Caller,
+    /// Whether a request changes nothing, so that it can be refused when it is answered.
+    only_reads: bool,
     handler: F,
 }
 
@@ -105,7 +108,8 @@ where
         handler: F,
     ) -> Self {
         let metrics = Arc::new(state.metrics.http.route(verb.name(), pattern));
-        Self { state: Arc::clone(state), metrics, caller, handler }
+        let only_reads = verb == Verb::Get;
+        Self { state: Arc::clone(state), metrics, caller, only_reads, handler }
     }
 
     /// Answers a request.
@@ -115,7 +119,7 @@ where
     ) -> impl Future<Output = Response> + Send + 'static + use<F, Answer> {
         let (state, metrics) = (Arc::clone(&self.state), Arc::clone(&self.metrics));
         let started = state.clock.monotonic();
-        let caller = (self.caller)(request.headers());
+        let (caller, only_reads) = ((self.caller)(request.headers()), self.only_reads);
         metrics.request_bytes.add(request.body().size_hint().exact().unwrap_or(0));
         // One load of an atomic where nobody asks for it, as by default. Without the query, which
         // may hold keys.
@@ -124,7 +128,15 @@ where
         let request = read_to_its_end(&state, request);
         let answer = (self.handler)(Arc::clone(&state), request);
         let answering = async move {
-            let response = answer.await.unwrap_or_else(|error| error.respond(&caller));
+            let answered =
+                answer.await.and_then(|answer| match state.memory.charge_answer(&answer) {
+                    Ok(Some(charge)) => Ok(charge.hold_answer(answer)),
+                    Ok(None) => Ok(answer),
+                    Err(used_up) if only_reads => Err(used_up.into()),
+                    // What was done is told in any case.
+                    Err(_) => Ok(answer),
+                });
+            let response = answered.unwrap_or_else(|error| error.respond(&caller));
             metrics.response_bytes.add(response.body().size_hint().exact().unwrap_or(0));
             let elapsed = state.clock.monotonic().saturating_sub(started);
             let status = response.status().as_u16();
@@ -151,17 +163,24 @@ pub(crate) async fn path_parameter(parts: &mut Parts) -> Option<String> {
     parts.extract::<Path<String>>().await.ok().map(|Path(text)| text)
 }
 
-/// Reads a whole body.
+/// Reads a whole body. It is charged as long as a part of it is held.
 ///
 /// # Errors
-/// `too_large`, `request_timeout`, and `invalid_request` when it ends early.
+/// `too_large`, `request_timeout`, `overloaded` when the requests that are open hold too much, and
+/// `invalid_request` when it ends early.
 pub(crate) async fn read_body(state: &State, mut body: Body) -> Result<Bytes, ApiError> {
     let limit = state.config.max_body_bytes;
     let announced = body.size_hint().lower();
     if usize::try_from(announced).map_or(true, |bytes| bytes > limit) {
         return Err(body_too_large(announced, limit));
     }
-    match within(state.config.request_timeout, collect(&mut body, limit)).await {
+    // Whoever will be refused anyway need not send it all.
+    let weight = usize::try_from(announced).unwrap_or(limit).saturating_mul(BODY_WEIGHT);
+    if weight > FREE_BYTES * BODY_WEIGHT && !state.memory.has_room(weight) {
+        return Err(UsedUp.into());
+    }
+    let collecting = collect(&mut body, limit, &state.memory);
+    match within(state.config.request_timeout, collecting).await {
         Ok(read) => read,
         Err(_) => Err(ApiError::new(
             Code::RequestTimeout,
@@ -212,13 +231,19 @@ fn body_too_large(bytes: u64, limit: usize) -> ApiError {
     ApiError::new(Code::TooLarge, detail)
 }
 
-async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
+async fn collect(body: &mut Body, limit: usize, memory: &Memory) -> Result<Bytes, ApiError> {
     let Some(first) = next_data(body).await? else {
         return Ok(Bytes::new());
     };
     // A small body arrives at once and is not copied.
-    if body.is_end_stream() && first.len() <= limit {
+    let is_whole = body.is_end_stream() && first.len() <= limit;
+    if is_whole && first.len() <= FREE_BYTES {
         return Ok(first);
+    }
+    let mut charge = memory.charge();
+    if is_whole {
+        charge.cover(first.len() * BODY_WEIGHT)?;
+        return Ok(charge.hold(first));
     }
     let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0);
     let mut whole = Vec::with_capacity(first.len().saturating_add(rest).min(limit));
@@ -227,6 +252,8 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
         if whole.len() + data.len() > limit {
             return Err(body_too_large((whole.len() + data.len()) as u64, limit));
         }
+        // For what has arrived: room that is not written to yet holds no memory.
+        charge.cover((whole.len() + data.len()) * BODY_WEIGHT)?;
         if whole.capacity() - whole.len() < data.len() {
             // Twice as much, as a vector does, but never past what a body may have.
             let room = limit - whole.len();
@@ -235,7 +262,7 @@ async fn collect(body: &mut Body, limit: usize) -> Result<Bytes, ApiError> {
         whole.extend_from_slice(&data);
         next = next_data(body).await?;
     }
-    Ok(whole.into())
+    Ok(charge.hold(whole))
 }
 
 /// Checks that a body's bytes are what its type says, and not compressed.
@@ -449,8 +476,8 @@ pub(crate) fn quality(range: &MediaType<'_>) -> u16 {
 }
 
 /// Makes a JSON answer.
-pub(crate) fn json(status: StatusCode, body: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(body));
+pub(crate) fn json(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     response

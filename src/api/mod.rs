@@ -20,6 +20,7 @@ mod flushes;
 mod hot;
 mod http;
 mod json;
+mod memory;
 mod sse;
 mod unread;
 mod v1;
@@ -46,6 +47,7 @@ use crate::types::Principal;
 
 pub use flushes::Flushes;
 pub use hot::{HEAD_BYTES_MAX, Service};
+pub use memory::{BODY_WEIGHT, Charge, Memory};
 pub use v2::Consumers;
 
 /// Bounds of requests, `http.*` in the settings.
@@ -60,6 +62,9 @@ pub struct Config {
     /// Bytes of reports that wait for an NDJSON sender to take them, before its body is no longer
     /// read.
     pub report_buffer_bytes: usize,
+    /// Bytes that all requests together hold: bodies, answers and reports above what a small
+    /// request takes. Streams of events and WebSockets are not among them.
+    pub memory_bytes: usize,
     /// Time for a body to arrive, and then for its records to be written.
     pub request_timeout: Duration,
     /// Connections that are served at a time; those beyond wait to be accepted.
@@ -105,6 +110,7 @@ impl Default for Config {
             max_records: 10_000,
             max_line_bytes: 2 * 1024 * 1024,
             report_buffer_bytes: 32 * 1024 * 1024,
+            memory_bytes: 256 * 1024 * 1024,
             request_timeout: Duration::from_secs(30),
             max_connections: 4096,
             timers: Timers::default(),
@@ -123,6 +129,8 @@ pub struct State {
     pub broker: Broker,
     /// Bounds of requests.
     pub config: Config,
+    /// What requests may hold together, of `config.memory_bytes`.
+    pub memory: Memory,
     /// The server's clock.
     pub clock: SharedClock,
     /// Counts of what is done.

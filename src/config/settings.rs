@@ -66,6 +66,7 @@ pub(super) struct Draft {
     shards_count: Option<u32>,
     open_files: Option<usize>,
     max_connections: Option<usize>,
+    http_memory: Option<u64>,
     pub(super) tls: TlsDraft,
 }
 
@@ -91,6 +92,7 @@ impl Default for Draft {
             shards_count: None,
             open_files: None,
             max_connections: None,
+            http_memory: None,
             tls: TlsDraft::default(),
         }
     }
@@ -107,6 +109,8 @@ impl Draft {
         config.http.max_connections = self
             .max_connections
             .unwrap_or_else(|| machine.connections(&config.storage, &config.wal));
+        config.http.memory_bytes =
+            self.http_memory.unwrap_or_else(|| machine.http_memory(&config.http));
         if let (Some(cert), Some(key), Some(ca)) = (self.tls.cert, self.tls.key, self.tls.ca) {
             config.cluster.tls = Some(ClusterTls { cert, key, ca });
         }
@@ -312,6 +316,13 @@ const HTTP: &[Setting] = &[
         |c| shown_size(c.http.report_buffer_bytes),
     ),
     Setting::new(
+        "http.memory_bytes",
+        "bodies, answers and reports that all requests together hold",
+        |d, v| put(&mut d.http_memory, size(v, MIB..=1024 * GIB).map(Some)),
+        |c| shown_size(c.http.memory_bytes),
+    )
+    .derived("a quarter of the memory that the process may use, at least 64 MiB"),
+    Setting::new(
         "http.request_timeout",
         "how long a write may take before it is answered with 504",
         |d, v| put(&mut d.config.http.request_timeout, duration(v, millis(100)..=seconds(3600))),
@@ -496,6 +507,12 @@ pub(super) fn conflicts(config: &Config, tls: &TlsDraft) -> Vec<Conflict> {
         config.topics.default_partitions <= config.topics.max_partitions,
         &["topics.default_partitions", "topics.max_partitions"],
         "topics.default_partitions must not be above topics.max_partitions",
+    );
+    expect(
+        config.http.memory_bytes >= config.http.largest_request(),
+        &["http.memory_bytes", "http.max_body_bytes", "http.max_line_bytes"],
+        "http.memory_bytes must be at least twice http.max_body_bytes and http.max_line_bytes: a \
+         request that is alone must find room",
     );
     let raft = &config.raft;
     expect(

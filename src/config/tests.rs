@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 
-const MACHINE: Machine = Machine { cores: 6, open_files_limit: 4096 };
+const MACHINE: Machine = Machine { cores: 6, open_files_limit: 4096, memory_bytes: 4 << 30 };
 
 fn set(pairs: &[&str]) -> Sources {
     Sources { set: pairs.iter().map(|pair| (*pair).to_owned()).collect(), ..Sources::default() }
@@ -29,6 +29,12 @@ fn defaults_follow_the_machine_and_each_other() {
     assert_eq!(defaults.wal_dir, Path::new("./data/wal"));
     assert_eq!(config(&["data_dir=/x"]).wal_dir, Path::new("/x/wal"));
     assert_eq!(config(&["data_dir=/x", "wal_dir=/y"]).wal_dir, Path::new("/y"));
+    assert_eq!(defaults.http.memory_bytes, 1 << 30);
+    let little = Machine { memory_bytes: 128 << 20, ..MACHINE };
+    let memory = |pairs: &[&str]| load(&set(pairs), little).unwrap().config.http.memory_bytes;
+    assert_eq!(memory(&[]), 64 << 20);
+    assert_eq!(memory(&["http.max_body_bytes=100 MiB"]), 200 << 20, "one must find room");
+    assert_eq!(memory(&["http.memory_bytes=40 MiB"]), 40 << 20);
     let small = Machine { cores: 1, ..MACHINE };
     assert_eq!(load(&Sources::default(), small).unwrap().config.shards.count, 1);
     let large = Machine { cores: 128, ..MACHINE };
@@ -130,6 +136,7 @@ fn settings_that_do_not_fit_together_are_refused() {
         (&["listen=[::]:8080"], "listen"),
         (&["wal.file_bytes=1 GiB"], "wal.file_bytes"),
         (&["topics.default_partitions=20000"], "topics.default_partitions"),
+        (&["http.memory_bytes=8 MiB"], "http.memory_bytes"),
         (&["raft.heartbeat=300ms"], "raft.heartbeat"),
         (&["raft.election_max=400ms"], "raft.election_max"),
         (&["cluster.tls.cert=a", "cluster.tls.key=b"], "cluster.tls.cert"),
@@ -231,7 +238,7 @@ fn what_config_check_prints_is_read_back_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("node.toml");
     std::fs::write(&file, first.to_toml()).unwrap();
-    let other = Machine { cores: 1, open_files_limit: 100 };
+    let other = Machine { cores: 1, open_files_limit: 100, ..MACHINE };
     let again = load(&Sources { file: Some(file), ..Sources::default() }, other).unwrap();
     assert_eq!(again.config, first.config);
 }

@@ -6,7 +6,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::metrics::{Counter, Histogram};
+use crate::metrics::{Counter, Gauge, Histogram};
 
 /// The status classes that are counted, from 200 on.
 const STATUS_CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
@@ -18,6 +18,8 @@ pub struct HttpMetrics {
     duration: Family<RouteLabels, Histogram, fn() -> Histogram>,
     request_bytes: Family<RouteLabels, Counter>,
     response_bytes: Family<RouteLabels, Counter>,
+    /// Bytes that requests hold together and are charged for.
+    pub memory_bytes: Gauge,
 }
 
 impl Default for HttpMetrics {
@@ -27,6 +29,7 @@ impl Default for HttpMetrics {
             duration: Family::new_with_constructor(Histogram::seconds),
             request_bytes: Family::default(),
             response_bytes: Family::default(),
+            memory_bytes: Gauge::default(),
         }
     }
 }
@@ -55,6 +58,8 @@ impl HttpMetrics {
         r.register_with_unit("request_body", bytes, Unit::Bytes, self.request_bytes.clone());
         let bytes = "Bytes of response bodies of known length";
         r.register_with_unit("response_body", bytes, Unit::Bytes, self.response_bytes.clone());
+        let bytes = "Bytes of bodies, answers and reports that open requests hold";
+        r.register_with_unit("memory", bytes, Unit::Bytes, self.memory_bytes.clone());
     }
 }
 

@@ -13,7 +13,7 @@ async fn start(directory: &Path) -> Server {
         "listen=127.0.0.1:0".to_owned(),
         "shards.count=2".to_owned(),
     ];
-    let machine = Machine { cores: 2, open_files_limit: 4096 };
+    let machine = Machine { cores: 2, open_files_limit: 4096, memory_bytes: 1 << 30 };
     let config = load(&Sources { set, ..Sources::default() }, machine).unwrap().config;
     let fs = SimFs::new();
     fs.create_dir_all(&config.data_dir).unwrap();

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::load::PATIENCE;
 
-const MACHINE: Machine = Machine { cores: 2, open_files_limit: 4096 };
+const MACHINE: Machine = Machine { cores: 2, open_files_limit: 4096, memory_bytes: 4 << 30 };
 
 /// A running server.
 pub(crate) struct Inside {

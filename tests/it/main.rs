@@ -7,6 +7,8 @@ mod browser;
 mod cli;
 mod clients;
 mod damage;
+mod http2;
+mod memory;
 mod openapi;
 mod ops;
 mod pressure;

@@ -72,13 +72,13 @@ async fn metrics_show_what_was_written() {
 }
 
 /// Waits until a sample is as it should be.
-pub(crate) async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) {
+pub(crate) async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) -> f64 {
     eventually(name, async || {
         let text = get(server, "/metrics").await;
         let value = sample(text.text(), name).unwrap_or_else(|| panic!("no {name}"));
-        is_so(value).then_some(())
+        is_so(value).then_some(value)
     })
-    .await;
+    .await
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// What every test's machine has, so that defaults do not depend on where it runs.
-const MACHINE: Machine = Machine { cores: 2, open_files_limit: 4096 };
+const MACHINE: Machine = Machine { cores: 2, open_files_limit: 4096, memory_bytes: 4 << 30 };
 
 /// Pause between two looks of [`eventually`].
 const POLL_EVERY: Duration = Duration::from_millis(20);

@@ -48,7 +48,11 @@ pub(crate) fn push_record(
     style: Style,
 ) {
     let mut number = itoa::Buffer::new();
-    out.reserve(record.value.map_or(0, <[u8]>::len) + 128);
+    let value_bytes = match style.format {
+        Format::Meta => 0,
+        Format::Json | Format::Text | Format::Base64 => record.value.map_or(0, <[u8]>::len),
+    };
+    out.reserve(value_bytes + 128);
     out.extend_from_slice(b"{\"partition\":");
     out.extend_from_slice(number.format(partition.get()).as_bytes());
     out.extend_from_slice(b",\"offset\":");

@@ -23,6 +23,7 @@ use utoipa::OpenApi;
 use crate::api::State;
 use crate::api::error::{ApiError, Caller, Code};
 use crate::api::http::{Verb, route};
+use crate::api::memory::mark_charged;
 use crate::metrics::CONTENT_TYPE;
 use crate::types::{NodeId, Principal};
 
@@ -97,14 +98,17 @@ pub(crate) fn openapi() -> utoipa::openapi::OpenApi {
     responses((status = 200, description = "OpenMetrics text", body = String,
         content_type = "application/openmetrics-text")))]
 async fn metrics(state: Arc<State>, _: Request) -> Result<Response, ApiError> {
+    state.metrics.http.memory_bytes.set(state.memory.used() as u64);
     let text =
         state.metrics.encode().map_err(|cause| ApiError::new(Code::Internal, cause.to_string()))?;
     Ok(content(CONTENT_TYPE, text))
 }
 
-/// Makes an answer of any type.
+/// Makes an answer of any type. It is not charged: it is there once for all who ask, or it is what
+/// tells that everything else is charged.
 fn content(media_type: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
+    mark_charged(&mut response);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }

@@ -191,7 +191,7 @@ impl Feed {
             sse::start(&mut body, "records");
             body.extend_from_slice(b"{\"records\":[");
             let found = read(&self.state, &self.topic, &self.plan, positions.to_vec(), body).await;
-            let Found { body, records, end } = match found {
+            let Found { body, records, end, .. } = match found {
                 Ok(found) => found,
                 Err(error) => return self.fail(out, &error),
             };

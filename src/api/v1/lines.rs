@@ -73,6 +73,11 @@ impl Lines {
         self.skipping || !self.partial.is_empty()
     }
 
+    /// Returns how many bytes of a line that has not ended are kept.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.partial.len()
+    }
+
     /// The error of a line that is too long.
     pub(super) fn too_long(&self) -> ApiError {
         let limit = self.line_bytes_max;
@@ -101,6 +106,31 @@ impl Lines {
 }
 
 impl Batch {
+    /// Returns whether there is no line in it, not even a blank one.
+    pub(super) fn is_empty(&self) -> bool {
+        self.head.is_none() && self.rest.is_empty()
+    }
+
+    /// Returns how many bytes it has.
+    pub(super) fn bytes(&self) -> usize {
+        self.head.iter().flatten().map(Vec::len).sum::<usize>() + self.rest.len()
+    }
+
+    /// Takes the first lines out: no more than `lines_max`, and none after `bytes_max` bytes.
+    pub(super) fn split_off_group(&mut self, lines_max: usize, bytes_max: usize) -> Self {
+        let head = self.head.take();
+        let before = usize::from(head.is_some());
+        let head_bytes = head.iter().flatten().map(Vec::len).sum::<usize>();
+        let mut end = 0;
+        for (lines, feed) in (before..).zip(memchr::memchr_iter(b'\n', &self.rest)) {
+            if lines >= lines_max || head_bytes + end >= bytes_max {
+                break;
+            }
+            end = feed + 1;
+        }
+        Self { head, rest: self.rest.split_to(end), line_bytes_max: self.line_bytes_max }
+    }
+
     /// Iterates over the lines that are not blank.
     pub(super) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         let head = self.head.iter().map(|line| match line {
@@ -141,17 +171,23 @@ mod tests {
         fn lines_do_not_depend_on_the_chunks(
             body in "[ab \r\n]{0,60}",
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..10),
+            (lines_max, bytes_max) in (1_usize..5, 1_usize..20),
         ) {
             let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
             cuts.extend([0, body.len()]);
             cuts.sort_unstable();
             let mut lines = Lines::new(LIMIT);
             let mut found = Vec::new();
-            let mut collect = |batch: Batch| {
-                found.extend(batch.lines().map(|line| match line {
-                    Line::Whole(line) => Some(line.to_vec()),
-                    Line::TooLong => None,
-                }));
+            let mut collect = |mut batch: Batch| {
+                while !batch.is_empty() {
+                    let group = batch.split_off_group(lines_max, bytes_max);
+                    let lines: Vec<_> = group.lines().map(|line| match line {
+                        Line::Whole(line) => Some(line.to_vec()),
+                        Line::TooLong => None,
+                    }).collect();
+                    assert!(lines.len() <= lines_max && !group.is_empty());
+                    found.extend(lines);
+                }
             };
             for pair in cuts.windows(2) {
                 let chunk = &body.as_bytes()[pair[0]..pair[1]];

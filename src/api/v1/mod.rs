@@ -141,7 +141,8 @@ fn name_to_write(parts: &Parts) -> Result<Cow<'_, str>, ApiError> {
             content_type = "application/problem+json"),
         (status = 416, description = "Offset out of range", body = Problem,
             content_type = "application/problem+json"),
-        (status = 503, description = "Not readable now, or damaged: then with `partition`, \
+        (status = 503, description = "Not readable now; `overloaded` when the \
+            requests that are open hold `http.memory_bytes`; or damaged: then with `partition`, \
             `damaged_from` and `next_good_offset`", body = Problem,
             content_type = "application/problem+json"),
     )

@@ -17,6 +17,7 @@ use crate::api::cursor;
 use crate::api::error::ApiError;
 use crate::api::http::{NDJSON, json};
 use crate::api::json::records_out::{Lines, Style, push_record};
+use crate::api::memory::{Charge, UsedUp, mark_charged};
 use crate::api::v1::plan::{self, Filter, Parameters, Positions};
 use crate::broker::{Gap, GapReason, OnDamage, ReadEnd, ReadRequest, Topic, Visit};
 use crate::record::Record;
@@ -131,6 +132,8 @@ impl Plan {
 /// What a read found.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// Whether it ended before a record for which there was no room.
+    is_cut: bool,
     /// The body that was handed in, with the records behind what it held.
     pub(super) body: Vec<u8>,
     /// How many records there are.
@@ -139,7 +142,7 @@ pub(super) struct Found {
     pub(super) end: ReadEnd,
 }
 
-/// Reads once and appends the records to `body`.
+/// Reads once and appends the records to `body`, which has bounds of its own.
 ///
 /// # Errors
 /// Those of the broker.
@@ -148,14 +151,26 @@ pub(super) async fn read(
     topic: &Arc<Topic>,
     plan: &Plan,
     positions: Positions,
-    mut body: Vec<u8>,
+    body: Vec<u8>,
 ) -> Result<Found, ApiError> {
-    let mut records = 0;
+    read_while(state, topic, plan, (positions, body), |_| true).await
+}
+
+/// Reads once and appends the records to `body`, for as long as what it holds `fits`.
+async fn read_while(
+    state: &State,
+    topic: &Arc<Topic>,
+    plan: &Plan,
+    (positions, mut body): (Positions, Vec<u8>),
+    mut fits: impl FnMut(usize) -> bool + Send,
+) -> Result<Found, ApiError> {
+    let (mut records, mut is_cut) = (0, false);
     let request = plan.request(positions);
     let mut visit = |partition: PartitionId, record: &Record<'_>| {
         if !plan.filter.matches(record) {
             return Visit::Skipped;
         }
+        let before = body.len();
         if plan.shape == Shape::Page && records > 0 {
             body.push(b',');
         }
@@ -163,14 +178,24 @@ pub(super) async fn read(
         if plan.shape == Shape::Lines {
             body.push(b'\n');
         }
+        if !fits(body.capacity()) {
+            body.truncate(before);
+            is_cut = true;
+            return Visit::Stop;
+        }
         records += 1;
         Visit::Taken
     };
     let end = state.broker.read(&state.principal, topic, &request, &mut visit).await?;
-    Ok(Found { body, records, end })
+    if is_cut {
+        // What is not charged is not held either.
+        body.shrink_to_fit();
+    }
+    Ok(Found { is_cut, body, records, end })
 }
 
-/// Answers a read.
+/// Answers a read. What its answer holds is charged while it grows; when nothing is left it ends
+/// with the records that it has, and the client goes on from there.
 pub(super) async fn answer(
     state: Arc<State>,
     topic: Arc<Topic>,
@@ -186,17 +211,26 @@ pub(super) async fn answer(
     if shape == Shape::Page {
         body.extend_from_slice(b"{\"records\":[");
     }
-    let mut found = read(&state, &topic, &plan, positions, body).await?;
-    while waits && found.records == 0 && wait_for_more(&state, &topic, &found.end, deadline).await?
+    let mut charge = state.memory.charge_page();
+    let mut fits = |bytes: usize| charge.cover(bytes).is_ok();
+    let mut found = read_while(&state, &topic, &plan, (positions, body), &mut fits).await?;
+    while waits
+        && found.records == 0
+        && !found.is_cut
+        && wait_for_more(&state, &topic, &found.end, deadline).await?
     {
         let gaps = std::mem::take(&mut found.end.gaps);
-        found = read(&state, &topic, &plan, found.end.next, found.body).await?;
+        let from = (found.end.next, found.body);
+        found = read_while(&state, &topic, &plan, from, &mut fits).await?;
         found.end.gaps.splice(..0, gaps);
+    }
+    if found.is_cut && found.records == 0 {
+        return Err(UsedUp.into());
     }
     let next = cursor::encode(topic.summary().id, &found.end.next);
     match shape {
-        Shape::Page => Ok(page(found, &next)),
-        Shape::Lines => Ok(lines_of(found, &next)),
+        Shape::Page => Ok(page(found, charge, &next)),
+        Shape::Lines => Ok(lines_of(found, charge, &next)),
     }
 }
 
@@ -226,7 +260,7 @@ async fn wait_for_more(
     }
 }
 
-fn page(found: Found, next: &str) -> Response {
+fn page(found: Found, charge: Charge, next: &str) -> Response {
     let Found { mut body, end, .. } = found;
     body.extend_from_slice(b"],\"next\":\"");
     body.extend_from_slice(next.as_bytes());
@@ -250,7 +284,8 @@ fn page(found: Found, next: &str) -> Response {
         body.push(b']');
     }
     body.push(b'}');
-    let mut response = json(StatusCode::OK, body);
+    let mut response = json(StatusCode::OK, charge.hold(body));
+    mark_charged(&mut response);
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
@@ -283,8 +318,9 @@ pub(super) fn push_gap(out: &mut Vec<u8>, gap: &Gap, with_reason: WithReason) {
     out.push(b'}');
 }
 
-fn lines_of(found: Found, next: &str) -> Response {
-    let mut response = Response::new(Body::from(found.body));
+fn lines_of(found: Found, charge: Charge, next: &str) -> Response {
+    let mut response = Response::new(Body::from(charge.hold(found.body)));
+    mark_charged(&mut response);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -337,6 +373,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::api::memory::Memory;
 
     fn found(body: &[u8]) -> Found {
         let at = |p, o| (PartitionId::new(p).unwrap(), Offset::new(o).unwrap());
@@ -347,12 +384,16 @@ mod tests {
             end_offsets: vec![at(0, 17), at(1, 15)],
             gaps: vec![gap],
         };
-        Found { body: body.to_vec(), records: 1, end }
+        Found { is_cut: false, body: body.to_vec(), records: 1, end }
+    }
+
+    fn no_charge() -> Charge {
+        Memory::new(0).charge()
     }
 
     #[tokio::test]
     async fn a_page_is_one_json_document() {
-        let response = page(found(b"{\"records\":[{\"offset\":16}"), "AQ");
+        let response = page(found(b"{\"records\":[{\"offset\":16}"), no_charge(), "AQ");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(
             std::str::from_utf8(&body).unwrap(),
@@ -363,7 +404,7 @@ mod tests {
 
     #[tokio::test]
     async fn lines_have_their_cursor_in_a_header() {
-        let response = lines_of(found(b"{\"offset\":16}\n"), "AQ");
+        let response = lines_of(found(b"{\"offset\":16}\n"), no_charge(), "AQ");
         assert_eq!(response.headers()["content-type"], NDJSON);
         assert_eq!(response.headers()["eddyline-next"], "AQ");
         assert_eq!(response.headers()["eddyline-end"], "0:17,1:15");
@@ -378,7 +419,7 @@ mod tests {
         let at = |p: u32| (PartitionId::new(p).unwrap(), Offset::new(123_456_789).unwrap());
         many.end.end_offsets = (0..10_000).map(at).collect();
         many.end.gaps = vec![many.end.gaps[0]; 10_000];
-        let response = lines_of(many, "AQ");
+        let response = lines_of(many, no_charge(), "AQ");
         assert_eq!(response.headers()["eddyline-next"], "AQ");
         assert!(!response.headers().contains_key("eddyline-end"));
         let gaps = response.headers()["eddyline-gaps"].to_str().unwrap();

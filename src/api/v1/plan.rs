@@ -48,7 +48,8 @@ pub(super) struct ReadParameters {
     /// Most records of the answer.
     #[param(default = 500, minimum = 1, maximum = 10_000)]
     limit: Option<u32>,
-    /// Most bytes of records of the answer; one record always fits.
+    /// Most bytes of records of the answer; one record always fits. There are fewer when the
+    /// requests that are open hold `http.memory_bytes`.
     #[param(default = 4_194_304, minimum = 1, maximum = 67_108_864)]
     max_bytes: Option<u64>,
     /// Milliseconds to wait for a record when there is none. Not with events.

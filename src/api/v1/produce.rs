@@ -20,8 +20,9 @@ use crate::api::http::{
     read_body, repeated_parameter, topic_to_write, unknown_parameter,
 };
 use crate::api::json::records_in::{self, Form};
+use crate::api::memory::Charge;
 use crate::api::v1::{name_to_write, stream};
-use crate::broker::{Acknowledged, AppendError, NewHeader, ProduceError, ProduceRecord};
+use crate::broker::{Acknowledged, AppendError, Appending, NewHeader, ProduceError, ProduceRecord};
 use crate::types::{PartitionId, Timestamp};
 
 /// Bytes that one outcome takes in an answer, roughly.
@@ -130,7 +131,8 @@ pub(super) enum Acks {
             content_type = "application/problem+json"),
         (status = 422, description = "Wrong shape, or no name for a topic", body = Problem,
             content_type = "application/problem+json"),
-        (status = 503, description = "Not written", body = Problem,
+        (status = 503, description = "Not written; `overloaded` when queues are full, or \
+            the requests that are open hold `http.memory_bytes`", body = Problem,
             content_type = "application/problem+json"),
         (status = 504, description = "It is not known what was written", body = Problem,
             content_type = "application/problem+json"),
@@ -225,8 +227,13 @@ async fn whole(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response
     let acks = acks_alone(parts)?;
     negotiate(&parts.headers, &[JSON])?;
     let bytes = read_body(state, body).await?;
-    let body = records_in::parse_body(&bytes, state.config.max_records)?;
-    write(state, parts, acks, body).await
+    let queued = {
+        let body = records_in::parse_body(&bytes, state.config.max_records)?;
+        queue(state, parts, body).await?
+    };
+    // Its records are encoded: the body need not be held until they are written.
+    drop(bytes);
+    queued.answer(state, parts, acks).await
 }
 
 async fn raw(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, ApiError> {
@@ -242,31 +249,58 @@ async fn raw(state: &Arc<State>, parts: &Parts, body: Body) -> Result<Response, 
         headers: raw_headers(&headers)?,
     };
     let body = records_in::Body { form: Form::One, records: vec![record] };
-    write(state, parts, query.acks, body).await
+    let queued = queue(state, parts, body).await?;
+    drop(value);
+    queued.answer(state, parts, query.acks).await
 }
 
-/// Queues the records, waits for their outcomes and answers.
-async fn write(
+/// Records that are queued.
+struct Queued {
+    appending: Appending,
+    /// For what the answer will hold, unless that is little.
+    charge: Option<Charge>,
+}
+
+/// Queues the records, and charges what the answer will hold.
+async fn queue(
     state: &Arc<State>,
     parts: &Parts,
-    acks: Acks,
     body: records_in::Body<'_>,
-) -> Result<Response, ApiError> {
+) -> Result<Queued, ApiError> {
     let records_in::Body { form, records } = body;
+    let charge = state.memory.charge_for(answer_bytes(records.len()))?;
     let name = name_to_write(parts)?;
     let highest = records.iter().filter_map(|record| record.partition).max();
     let appending = topic_to_write(state, &name, highest.map(PartitionId::get), &records)
         .await
         .and_then(|topic| state.broker.produce(&state.principal, &topic, &records))
         .map_err(|error| refused(error, form, &records))?;
-    drop(records);
-    if acks == Acks::None {
-        return Ok(json(StatusCode::ACCEPTED, b"{}".to_vec()));
+    Ok(Queued { appending, charge })
+}
+
+impl Queued {
+    /// Waits for the outcomes and answers.
+    async fn answer(
+        self,
+        state: &Arc<State>,
+        parts: &Parts,
+        acks: Acks,
+    ) -> Result<Response, ApiError> {
+        if acks == Acks::None {
+            return Ok(json(StatusCode::ACCEPTED, b"{}".to_vec()));
+        }
+        match tokio::time::timeout(state.config.request_timeout, self.appending).await {
+            Ok(outcomes) => {
+                Ok(answer(outcomes.iter(), self.charge, &Caller::native(&parts.headers)))
+            }
+            Err(_) => Err(AppendError::OutcomeUnknown.into()),
+        }
     }
-    match tokio::time::timeout(state.config.request_timeout, appending).await {
-        Ok(outcomes) => Ok(answer(outcomes.iter(), &Caller::native(&parts.headers))),
-        Err(_) => Err(AppendError::OutcomeUnknown.into()),
-    }
+}
+
+/// Returns how many bytes the outcomes of some records take in an answer, roughly.
+fn answer_bytes(records: usize) -> usize {
+    records.saturating_mul(OUTCOME_BYTES).saturating_add(16)
 }
 
 /// Translates the refusal of a whole request, with pointers to the records that cause it.
@@ -295,9 +329,10 @@ pub(crate) fn refused(error: ProduceError, form: Form, records: &[ProduceRecord<
 /// Answers 200 when all records were written, 207 when some were, else with the first error.
 fn answer(
     outcomes: impl ExactSizeIterator<Item = Result<Acknowledged, AppendError>>,
+    charge: Option<Charge>,
     caller: &Caller,
 ) -> Response {
-    let mut body = Vec::with_capacity(16 + outcomes.len() * OUTCOME_BYTES);
+    let mut body = Vec::with_capacity(answer_bytes(outcomes.len()));
     let mut writer = AcknowledgedWriter::default();
     body.extend_from_slice(b"{\"records\":[");
     let list_start = body.len() - 1;
@@ -326,7 +361,11 @@ fn answer(
         error => {
             body.push(b'}');
             let all = error.is_none();
-            json(if all { StatusCode::OK } else { StatusCode::MULTI_STATUS }, body)
+            let status = if all { StatusCode::OK } else { StatusCode::MULTI_STATUS };
+            match charge {
+                Some(charge) => charge.hold_answer(json(status, body)),
+                None => json(status, body),
+            }
         }
     }
 }
@@ -519,7 +558,8 @@ mod tests {
             (vec![unknown, Err(AppendError::Unavailable)], 504),
             (vec![Err(AppendError::Deleted)], 404),
         ] {
-            let response = answer(outcomes.iter().copied(), &Caller::native(&HeaderMap::new()));
+            let response =
+                answer(outcomes.iter().copied(), None, &Caller::native(&HeaderMap::new()));
             assert_eq!(response.status(), status, "{outcomes:?}");
             let body = response.into_body().collect().await.unwrap().to_bytes();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

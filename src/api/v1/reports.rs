@@ -6,8 +6,10 @@
 //!
 //! Invariants:
 //! - reports leave in the order in which they came;
-//! - what waits is counted in bytes, and the maker asks [`Reports::has_room`] before it reads on;
-//!   what was read before is always taken, so the bound is passed by one group at most.
+//! - what waits is counted in bytes, and the maker asks [`Reports::has_room`] before it appends the
+//!   next group of lines, and [`Reports::charge`] whether all requests together leave it that much;
+//!   both bounds are passed by the groups that are on their way at most;
+//! - what waits stays charged when the maker has ended, until it is taken or given up.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,12 +19,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::api::error::ApiError;
+use crate::api::memory::Charge;
 use crate::api::v1::produce::{AcknowledgedWriter, push_error};
 use crate::broker::Acknowledged;
 use crate::types::{Offset, PartitionId, Timestamp};
 
 /// Bytes of answer that are made at a time.
 const CHUNK_BYTES: usize = 32 * 1024;
+
+/// A queue that uses less than this part of its room, one in so many, is made smaller.
+const SPARSE: usize = 4;
 
 /// What became of a line that was not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +58,14 @@ pub(super) struct Reports {
     taken: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     packed: VecDeque<Packed>,
     errors: VecDeque<Box<[u8]>>,
     error_bytes: usize,
+    charge: Charge,
+    /// What the maker holds besides.
+    maker_bytes: usize,
     /// No report will be added.
     ended: bool,
     /// Nobody takes reports any more.
@@ -67,14 +76,30 @@ impl Queue {
     fn bytes(&self) -> usize {
         self.packed.len() * size_of::<Packed>() + self.error_bytes
     }
+
+    /// Makes the charge fit what is held. Returns whether it could grow to that.
+    fn fit(&mut self) -> bool {
+        let packed = self.packed.capacity() * size_of::<Packed>();
+        let errors = self.errors.capacity() * size_of::<Box<[u8]>>() + self.error_bytes;
+        self.charge.fit(packed + errors + self.maker_bytes)
+    }
 }
 
 impl Reports {
-    /// Makes an empty queue for about `bytes_max` bytes.
-    pub(super) fn new(bytes_max: usize) -> Arc<Self> {
+    /// Makes an empty queue for about `bytes_max` bytes, which `charge` is for.
+    pub(super) fn new(bytes_max: usize, charge: Charge) -> Arc<Self> {
+        let queue = Queue {
+            packed: VecDeque::new(),
+            errors: VecDeque::new(),
+            error_bytes: 0,
+            charge,
+            maker_bytes: 0,
+            ended: false,
+            abandoned: false,
+        };
         Arc::new(Self {
             bytes_max,
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
             added: Notify::new(),
             taken: Notify::new(),
         })
@@ -102,13 +127,30 @@ impl Reports {
 
     /// Says that no more reports follow.
     pub(super) fn end(&self) {
-        self.queue.lock().ended = true;
+        let mut queue = self.queue.lock();
+        queue.ended = true;
+        queue.maker_bytes = 0;
+        queue.fit();
+        drop(queue);
         self.added.notify_one();
     }
 
     /// Returns whether more lines may be read.
     pub(super) fn has_room(&self) -> bool {
         self.queue.lock().bytes() < self.bytes_max
+    }
+
+    /// Charges what waits here, and what the maker holds besides. Returns `false` when that is more
+    /// than all requests together leave.
+    pub(super) fn charge(&self, maker_bytes: usize) -> bool {
+        let mut queue = self.queue.lock();
+        queue.maker_bytes = maker_bytes;
+        queue.fit()
+    }
+
+    /// Takes over what was charged elsewhere.
+    pub(super) fn join(&self, charge: Charge) {
+        self.queue.lock().charge.join(charge);
     }
 
     /// Returns whether the client has gone.
@@ -172,9 +214,12 @@ fn take_lines(queue: &mut Queue) -> Vec<u8> {
         }
         lines.push(b'\n');
     }
-    if queue.packed.is_empty() {
-        // A burst's memory is given back as soon as it has gone out.
-        queue.packed = VecDeque::new();
+    // A burst's memory is given back while it goes out.
+    if queue.packed.len() < queue.packed.capacity() / SPARSE {
+        let (packed, errors) = (queue.packed.len() * 2, queue.errors.len() * 2);
+        queue.packed.shrink_to(packed);
+        queue.errors.shrink_to(errors);
+        queue.fit();
     }
     lines
 }
@@ -212,6 +257,7 @@ fn unpack(packed: &Packed) -> Option<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::memory::Memory;
     use crate::broker::AppendError;
 
     fn written(offset: i64) -> Result<Report, ApiError> {
@@ -224,7 +270,7 @@ mod tests {
 
     #[tokio::test]
     async fn reports_leave_in_order_and_the_answer_ends() {
-        let reports = Reports::new(1000);
+        let reports = Reports::new(1000, Memory::new(0).charge());
         reports
             .push([written(1), Err(AppendError::Overloaded.into()), written(i64::MAX)].into_iter());
         reports.push([Ok(Report::Queued)].into_iter());
@@ -242,7 +288,7 @@ mod tests {
 
     #[tokio::test]
     async fn reports_that_nobody_takes_fill_the_room() {
-        let reports = Reports::new(60);
+        let reports = Reports::new(60, Memory::new(0).charge());
         let mut lines = ReportLines(Arc::clone(&reports));
         reports.push([written(0), written(1)].into_iter());
         assert!(reports.has_room());
@@ -256,8 +302,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_waits_is_charged_until_it_is_taken() {
+        const BUDGET: usize = 64 << 20;
+        let memory = Memory::new(BUDGET);
+        let reports = Reports::new(BUDGET, memory.charge());
+        let mut lines = ReportLines(Arc::clone(&reports));
+        reports.push((0..100_000).map(written));
+        assert!(reports.charge(1 << 20));
+        let held = memory.used();
+        assert!(held >= (1 << 20) + 100_000 * size_of::<Packed>(), "{held}");
+        assert!(!reports.charge(BUDGET));
+        reports.end();
+        let ended = memory.used();
+        assert!(ended >= 100_000 * size_of::<Packed>(), "the maker has ended, they wait: {ended}");
+        while lines.next().await.is_some() {}
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
     async fn the_maker_learns_that_the_client_has_gone() {
-        let reports = Reports::new(60);
+        let reports = Reports::new(60, Memory::new(0).charge());
         let lines = ReportLines(Arc::clone(&reports));
         assert!(!reports.is_abandoned());
         drop(lines);

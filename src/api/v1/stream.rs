@@ -10,7 +10,8 @@
 //! Invariants:
 //! - every line that is not empty gets one report, in order: a bad one does not end the stream;
 //! - memory is bounded by one chunk and one line of the body, [`GROUPS_IN_FLIGHT_MAX`] groups of
-//!   bookkeeping, and `report_buffer_bytes`; beyond that the body is not read;
+//!   bookkeeping, and `report_buffer_bytes`, and over all requests by `memory_bytes`; beyond that
+//!   the body is not read;
 //! - full queues stop the reading and are never a report;
 //! - a client that neither sends nor takes anything for `produce_idle` is given up: its answer
 //!   ends.
@@ -40,6 +41,9 @@ const GROUP_LINES_MAX: usize = 1000;
 /// Bytes of the lines of one append at most, apart from the last line.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
 
+/// Bytes that a line takes whose append waits for its outcome, about.
+const LINE_BYTES: usize = 32;
+
 /// Appends that wait for their outcome at a time.
 const GROUPS_IN_FLIGHT_MAX: usize = 32;
 
@@ -59,12 +63,15 @@ pub(super) async fn answer(
         drop(asked);
         tokio::task::yield_now().await;
     }
-    let reports = Reports::new(state.config.report_buffer_bytes);
+    let reports = Reports::new(state.config.report_buffer_bytes, state.memory.charge());
     let lines = ReportLines(Arc::clone(&reports));
+    let mut lines_in = Lines::new(state.config.max_line_bytes);
     let pump = Pump {
         state: Arc::clone(state),
         topic,
-        lines: Lines::new(state.config.max_line_bytes),
+        batch: lines_in.push(Bytes::new()),
+        lines: lines_in,
+        is_ended: false,
         acks,
         in_flight: VecDeque::new(),
         reports,
@@ -88,7 +95,12 @@ pub(super) async fn answer(
 struct Pump {
     state: Arc<State>,
     topic: Arc<Topic>,
+    /// The line that has not ended.
     lines: Lines,
+    /// Lines that are not appended yet.
+    batch: Batch,
+    /// Whether nothing more comes.
+    is_ended: bool,
     acks: Acks,
     in_flight: VecDeque<Group>,
     reports: Arc<Reports>,
@@ -123,33 +135,28 @@ impl Pump {
         let _open = self.state.metrics.streams.produce_streams_open.track();
         let stop = self.state.tasks.stop_token();
         let idle_max = self.state.config.timers.produce_idle;
-        let mut chunk = first;
-        loop {
-            match chunk.take() {
-                Some(Ok(Some(bytes))) => {
-                    let batch = self.lines.push(bytes);
-                    self.append(batch).await;
-                    continue;
-                }
-                Some(Ok(None)) => {
-                    let last = self.lines.end();
-                    self.append(last).await;
+        if let Some(chunk) = first {
+            self.take(chunk);
+        }
+        while !stop.is_cancelled() && !self.reports.is_abandoned() {
+            let has_memory = self.reports.charge(self.held_bytes());
+            let has_places = self.in_flight.len() < GROUPS_IN_FLIGHT_MAX;
+            let goes_on = has_memory && has_places && self.reports.has_room();
+            if self.batch.is_empty() {
+                if self.is_ended {
                     break;
                 }
-                // A body that breaks off has no last line: it is cut at an arbitrary place.
-                Some(Err(_)) => break,
-                None => {}
+            } else if goes_on {
+                self.append().await;
+                continue;
             }
-            if self.reports.is_abandoned() {
-                break;
-            }
-            let reading = self.in_flight.len() < GROUPS_IN_FLIGHT_MAX && self.reports.has_room();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 () = report_oldest(&mut self.in_flight, &self.reports),
                     if !self.in_flight.is_empty() => {}
-                next = next_data(&mut body), if reading => chunk = Some(next),
+                next = next_data(&mut body), if goes_on => self.take(next),
+                more = self.state.memory.wait(), if !has_memory => self.reports.join(more),
                 () = self.reports.changed() => {}
                 () = tokio::time::sleep(idle_max) => {
                     self.give_up(idle_max);
@@ -163,46 +170,60 @@ impl Pump {
         self.reports.end();
     }
 
-    /// Ends a stream that stands still. A line that was begun is reported, as every line is.
-    fn give_up(&self, idle_max: Duration) {
-        if self.lines.is_inside() {
-            let detail = format!("the rest of the line did not arrive within {idle_max:?}");
-            let report = Err(ApiError::new(Code::RequestTimeout, detail));
-            self.reports.push(std::iter::once(report));
+    /// Takes what the body gave.
+    fn take(&mut self, chunk: Chunk) {
+        match chunk {
+            Ok(Some(bytes)) => self.batch = self.lines.push(bytes),
+            Ok(None) => {
+                self.batch = self.lines.end();
+                self.is_ended = true;
+            }
+            // A body that breaks off has no last line: it is cut at an arbitrary place.
+            Err(_) => self.is_ended = true,
         }
     }
 
-    /// Appends the lines of a batch in groups.
-    async fn append(&mut self, batch: Batch) {
-        let mut lines = batch.lines().peekable();
-        while lines.peek().is_some() {
-            let (mut count, mut refused) = (0, VecDeque::new());
-            let mut records = Vec::new();
-            let mut bytes = 0;
-            while count < GROUP_LINES_MAX && bytes < GROUP_BYTES_MAX {
-                let Some(line) = lines.next() else { break };
-                let record = match line {
-                    Line::Whole(line) => {
-                        bytes += line.len();
-                        records_in::parse_line(line)
-                    }
-                    Line::TooLong => Err(self.lines.too_long()),
-                };
-                match record {
-                    Ok(record) => records.push((count, record)),
-                    Err(error) => refused.push_back((count, error)),
-                }
-                count += 1;
+    /// Returns how many bytes this holds besides the reports that wait.
+    fn held_bytes(&self) -> usize {
+        let lines: usize = self.in_flight.iter().map(|group| group.lines).sum();
+        self.lines.kept_bytes() + self.batch.bytes() + lines * LINE_BYTES
+    }
+
+    /// Ends a stream that stands still. A line that was begun is reported, as every line is.
+    fn give_up(&self, idle_max: Duration) {
+        let detail = if self.lines.is_inside() && self.batch.is_empty() {
+            format!("the rest of the line did not arrive within {idle_max:?}")
+        } else {
+            format!("there was no room for its report within {idle_max:?}")
+        };
+        let lines = self.batch.lines().count() + usize::from(self.lines.is_inside());
+        let report = Err(ApiError::new(Code::RequestTimeout, detail));
+        self.reports.push(std::iter::repeat_n(report, lines));
+    }
+
+    /// Appends the next lines of the batch.
+    async fn append(&mut self) {
+        let group = self.batch.split_off_group(GROUP_LINES_MAX, GROUP_BYTES_MAX);
+        let (mut lines, mut refused) = (0, VecDeque::new());
+        let mut records = Vec::new();
+        for line in group.lines() {
+            let record = match line {
+                Line::Whole(line) => records_in::parse_line(line),
+                Line::TooLong => Err(self.lines.too_long()),
+            };
+            match record {
+                Ok(record) => records.push((lines, record)),
+                Err(error) => refused.push_back((lines, error)),
             }
-            let fate = self.submit(&mut refused, records).await;
-            // Only now is the write on its way: the wait for room in full queues is not its time.
-            let deadline = Instant::now() + self.state.config.request_timeout;
-            self.in_flight.push_back(Group { lines: count, refused, fate, deadline });
-            // A large chunk has many groups; their number in flight is bounded here too.
-            while self.in_flight.len() >= GROUPS_IN_FLIGHT_MAX {
-                report_oldest(&mut self.in_flight, &self.reports).await;
-            }
+            lines += 1;
         }
+        if lines == 0 {
+            return;
+        }
+        let fate = self.submit(&mut refused, records).await;
+        // Only now is the write on its way: the wait for room in full queues is not its time.
+        let deadline = Instant::now() + self.state.config.request_timeout;
+        self.in_flight.push_back(Group { lines, refused, fate, deadline });
     }
 
     /// Queues a group's records, once there is room, and returns what becomes of them; what the

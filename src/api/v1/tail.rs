@@ -158,7 +158,7 @@ impl Feed {
             Ok(found) => found,
             Err(error) => return self.fail(out, &error),
         };
-        let Found { body, records, end } = found;
+        let Found { body, records, end, .. } = found;
         for gap in &end.gaps {
             sse::start(out, "gap");
             push_gap(out, gap, WithReason::Yes);

@@ -142,8 +142,8 @@ fn answer(media_type: HeaderValue, body: &impl Serialize) -> Result<Response, Ap
     Ok(json(media_type, body))
 }
 
-fn json(media_type: HeaderValue, body: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn json(media_type: HeaderValue, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response
 }

@@ -192,11 +192,14 @@ async fn produce(
         records_max: state.config.max_records,
         partition: target.partition,
     };
+    // For what the answer will hold, unless that is little.
+    let charge;
     let (queued, count) = {
         // UTF-8 is checked once for the whole body; serde_json would check every slice again.
         let text = simdutf8::basic::from_utf8(&bytes)
             .map_err(|_| ApiError::invalid_request("Bad Request: the body is not UTF-8"))?;
         let records = body::parse(text, options)?;
+        charge = state.memory.charge_for(answer_bytes(records.len()))?;
         let highest = records.iter().filter_map(|record| record.partition).max();
         let highest = highest.max(target.partition).map(PartitionId::get);
         let broker = &state.broker;
@@ -223,7 +226,16 @@ async fn produce(
         }
         Err(error) => fail_all(passing(&error).ok_or_else(|| refusal(error))?),
     }
-    Ok(answer.finish(media_type, is_strict(headers)))
+    let answer = answer.finish(media_type, is_strict(headers));
+    Ok(match charge {
+        Some(charge) => charge.hold_answer(answer),
+        None => answer,
+    })
+}
+
+/// Returns how many bytes the outcomes of some records take in an answer, about.
+fn answer_bytes(records: usize) -> usize {
+    records.saturating_mul(OUTCOME_BYTES).saturating_add(64)
 }
 
 /// Returns what each record of a refused request is told when the cause lies with the node and may
@@ -280,7 +292,7 @@ struct Answer {
 
 impl Answer {
     fn with_capacity(count: usize) -> Self {
-        let mut json = Vec::with_capacity(count.saturating_mul(OUTCOME_BYTES).saturating_add(64));
+        let mut json = Vec::with_capacity(answer_bytes(count));
         json.extend_from_slice(b"{\"offsets\":[");
         Self { json, written: 0, first_error: None, errors: 0 }
     }

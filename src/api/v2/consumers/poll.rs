@@ -4,12 +4,15 @@
 //! - positions move with the last step before the answer, so a poll that is given up by its client
 //!   while it waits has moved nothing;
 //! - while a poll waits it holds no lock; a newer poll of the same instance ends it, empty;
-//! - one record is always answered, whatever its size.
+//! - one record is always answered, whatever its size, or the poll is refused;
+//! - what an answer holds is charged while it grows; when nothing is left, a poll is answered with
+//!   what it has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderValue, Uri, header};
 use axum::response::Response;
@@ -20,6 +23,7 @@ use utoipa::ToSchema;
 use crate::api::State;
 use crate::api::error::{ApiError, Code};
 use crate::api::http::{bad_parameter, query};
+use crate::api::memory::{Charge, UsedUp, mark_charged};
 use crate::api::v2::consumers::consumer::{Consumer, Key, Reading};
 use crate::api::v2::consumers::position::{self, Place};
 use crate::api::v2::consumers::records::Writer;
@@ -101,7 +105,8 @@ pub(super) struct RecordBody {
             instance; 406, 40601: another format than the instance's; 416 41601: no offset to \
             start at, with `auto.offset.reset` none", body = ErrorBody,
             content_type = "application/vnd.kafka.v2+json"),
-        (status = 503, description = "50302: not possible now", body = ErrorBody,
+        (status = 503, description = "50302: not possible now; 50303: the requests that are \
+            open hold `http.memory_bytes`", body = ErrorBody,
             content_type = "application/vnd.kafka.v2+json")))]
 pub(super) async fn records(state: Arc<State>, request: Request) -> Result<Response, ApiError> {
     let (mut parts, _) = request.into_parts();
@@ -120,6 +125,7 @@ pub(super) async fn records(state: Arc<State>, request: Request) -> Result<Respo
     })?;
     let Polled { body, position } = poll(&state, &instance, &asked).await?;
     let mut response = json(media_type, body);
+    mark_charged(&mut response);
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Some(position) = position.and_then(|text| HeaderValue::from_str(&text).ok()) {
@@ -167,7 +173,7 @@ fn asked(uri: &Uri) -> Result<Asked, ApiError> {
 
 /// What a poll is answered with.
 struct Polled {
-    body: Vec<u8>,
+    body: Bytes,
     position: Option<String>,
 }
 
@@ -206,7 +212,7 @@ async fn poll(state: &State, instance: &Instance, asked: &Asked) -> Result<Polle
             // Its client has given this one up.
             _ = newer.changed() => {
                 let position = position::encode(&instance.consumer.lock().await.places());
-                return Ok(Polled { body: b"[]".to_vec(), position });
+                return Ok(Polled { body: Bytes::from_static(b"[]"), position });
             }
             () = stop.cancelled() => {}
             () = tokio::time::sleep_until(deadline) => {}
@@ -231,6 +237,9 @@ struct Read {
     bytes: u64,
     /// Whether there may be more than fits.
     is_full: bool,
+    /// Whether a record was left for which there was no memory.
+    is_cut: bool,
+    charge: Charge,
     /// Where the partitions are after it.
     ends: Vec<(Key, Offset)>,
 }
@@ -245,7 +254,7 @@ fn answered(consumer: &mut Consumer, read: Read) -> Polled {
     consumer.turn = consumer.turn.wrapping_add(1);
     let mut body = read.body;
     body.push(b']');
-    Polled { body, position: position::encode(&consumer.places()) }
+    Polled { body: read.charge.hold(body), position: position::encode(&consumer.places()) }
 }
 
 /// A topic's partitions and the next offset of each.
@@ -267,7 +276,8 @@ async fn read(state: &State, consumer: &mut Consumer, bytes_max: u64) -> Result<
     topics.rotate_left(turn);
     let mut body = Vec::with_capacity(BODY_BYTES_START);
     body.push(b'[');
-    let mut read = Read { body, records: 0, bytes: 0, is_full: false, ends: Vec::new() };
+    let (ends, charge) = (Vec::new(), state.memory.charge_page());
+    let mut read = Read { body, records: 0, bytes: 0, is_full: false, is_cut: false, charge, ends };
     for (name, topic, positions) in topics {
         // The partition after the one that was first goes first, so that none starves.
         let from = consumer.turn.checked_rem(positions.len()).unwrap_or(0);
@@ -287,7 +297,13 @@ async fn read(state: &State, consumer: &mut Consumer, bytes_max: u64) -> Result<
                 Err(_) if read.records > 0 => return Ok(read),
                 Err(error) => return Err(error.into()),
             }
-            if read.records >= RECORDS_MAX || (read.records > 0 && read.bytes >= bytes_max) {
+            if read.is_cut && read.records == 0 {
+                return Err(UsedUp.into());
+            }
+            if read.is_cut
+                || read.records >= RECORDS_MAX
+                || (read.records > 0 && read.bytes >= bytes_max)
+            {
                 read.is_full = true;
                 return Ok(read);
             }
@@ -311,16 +327,25 @@ impl Read {
             on_damage: OnDamage::Fail,
         };
         let mut visit = |partition: PartitionId, record: &Record<'_>| {
+            let start = self.body.len();
             if self.records > 0 {
                 self.body.push(b',');
             }
             let before = self.body.len();
             writer.push(&mut self.body, partition, record);
+            if self.charge.cover(self.body.capacity()).is_err() {
+                self.body.truncate(start);
+                self.is_cut = true;
+                return Visit::Stop;
+            }
             self.records += 1;
             self.bytes += (self.body.len() - before) as u64;
             Visit::Taken
         };
         let end = state.broker.read(&state.principal, topic, &request, &mut visit).await?;
+        if self.is_cut {
+            self.body.shrink_to_fit();
+        }
         Ok(end.next)
     }
 }
