@@ -23,7 +23,7 @@ use std::time::Duration;
 use crate::api;
 use crate::telemetry;
 use crate::types::NodeId;
-use crate::types::limits::TOPIC_PARTITIONS_MAX_DEFAULT;
+use crate::types::limits::TOPIC_PARTITIONS_MAX;
 
 pub use sources::{Invalid, Origin, Problem, Sources};
 
@@ -366,7 +366,7 @@ impl Config {
             topics: Topics {
                 auto_create: true,
                 default_partitions: 4,
-                max_partitions: TOPIC_PARTITIONS_MAX_DEFAULT,
+                max_partitions: TOPIC_PARTITIONS_MAX,
             },
             http: Http {
                 max_body_bytes: 16 * MIB,

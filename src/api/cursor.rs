@@ -14,12 +14,30 @@
 
 use base64_simd::URL_SAFE_NO_PAD;
 
+use crate::types::limits::TOPIC_PARTITIONS_MAX;
 use crate::types::{Offset, PartitionId, TopicId};
 
 const VERSION: u8 = 1;
 
-/// Longest cursor text that is looked at: more than the largest topic's (10,000 partitions).
-const TEXT_BYTES_MAX: usize = 256 * 1024;
+/// Longest text of a cursor: that of the largest topic, however much was written to it.
+pub(crate) const TEXT_BYTES_MAX: usize = text_bytes(TOPIC_PARTITIONS_MAX);
+
+/// Returns how long the cursor of so many partitions can be.
+const fn text_bytes(partitions: u32) -> usize {
+    // The version, the topic's id, and for each partition its number and the longest offset.
+    let mut bytes = 1 + 16 + partitions as usize * varint_bytes(i64::MAX as u64);
+    let mut partition = 0;
+    while partition < partitions {
+        bytes += varint_bytes(partition as u64);
+        partition += 1;
+    }
+    (bytes * 4).div_ceil(3)
+}
+
+/// Returns how many bytes a number takes.
+const fn varint_bytes(number: u64) -> usize {
+    if number < 0x80 { 1 } else { 1 + varint_bytes(number >> 7) }
+}
 
 /// Why a text is not a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +136,16 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn the_longest_cursor_is_that_of_the_largest_topic() {
+        let at = |partition| (PartitionId::new(partition).unwrap(), Offset::new(i64::MAX).unwrap());
+        let positions: Vec<_> = (0..TOPIC_PARTITIONS_MAX).map(at).collect();
+        let text = encode(TopicId::from_bytes([255; 16]), &positions);
+        assert_eq!(text.len(), TEXT_BYTES_MAX);
+        assert_eq!(Cursor::decode(&text).unwrap().positions, positions);
+        assert_eq!(Cursor::decode(&(text + "A")), Err(CursorError));
+    }
 
     proptest! {
         #[test]

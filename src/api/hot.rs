@@ -22,11 +22,16 @@ use crate::api::error::{ApiError, Caller};
 use crate::api::flushes::Flushes;
 use crate::api::http::{Endpoint, Verb};
 use crate::api::memory::UsedUp;
-use crate::api::{State, refuse, router, v1, v2};
+use crate::api::{State, cursor, refuse, router, v1, v2};
 
 /// Bytes of a request's head, each field counted with what it takes beside its name and value.
-/// The cursor of a topic with 10,000 partitions takes up to 144 KiB and has to fit.
 pub const HEAD_BYTES_MAX: u32 = 160 * 1024;
+
+/// What a head has room for beside the longest cursor.
+const OTHER_HEAD_BYTES: usize = 16 * 1024;
+
+// The cursor of the largest topic has to fit, or nobody could read on in it.
+const _: () = assert!(cursor::TEXT_BYTES_MAX + OTHER_HEAD_BYTES <= HEAD_BYTES_MAX as usize);
 
 /// What a field of a head takes in memory (RFC 9113, 6.5.2).
 const FIELD_BYTES: usize = 32;

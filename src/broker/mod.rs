@@ -60,6 +60,7 @@ use crate::metrics::Metrics;
 use crate::shard::Shard;
 use crate::storage::log::Store;
 use crate::storage::wal::Wal;
+use crate::types::limits::TOPIC_PARTITIONS_MAX;
 use crate::types::{NodeId, ShardId, TopicId};
 
 /// What an operator decides about topics and groups.
@@ -82,7 +83,7 @@ impl Default for Config {
         Self {
             auto_create: true,
             default_partitions: 4,
-            max_partitions: 10_000,
+            max_partitions: TOPIC_PARTITIONS_MAX,
             session_timeout: Duration::from_secs(45),
             offsets_retention: Duration::from_secs(7 * 24 * 3600),
         }

@@ -24,6 +24,9 @@ use super::progress::{Progress, Stdout};
 const PAGE_RECORDS: u64 = 5_000;
 /// Longest wait for new records that is asked for, in milliseconds.
 const WAIT_MS: &str = "30000";
+/// Longest place that is asked for in the address. A cursor of thousands of partitions has no room
+/// there, and goes into a header.
+const FROM_BYTES_MAX: usize = 1024;
 /// Pause after a failure, doubled each time up to the second.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -132,17 +135,20 @@ async fn fetch(
     let limit = left.min(PAGE_RECORDS).to_string();
     let partition = args.partition.map(|partition| partition.to_string());
     let offset = args.offset.map(|offset| offset.to_string());
+    let mut cursor = None;
     let mut query: Vec<(&str, &str)> = vec![("limit", &limit), ("format", args.format.as_str())];
     match (position, &partition, &offset) {
         (Position::Start, Some(partition), Some(offset)) => {
             query.extend([("partition", partition.as_str()), ("offset", offset.as_str())]);
         }
         (start, partition, _) => {
-            let from = match start {
-                Position::Start => &args.from,
-                Position::Cursor(cursor) => cursor,
-            };
-            query.push(("from", from));
+            match start {
+                Position::Start if args.from.len() <= FROM_BYTES_MAX => {
+                    query.push(("from", &args.from));
+                }
+                Position::Start => cursor = Some(&args.from),
+                Position::Cursor(next) => cursor = Some(next),
+            }
             query.extend(partition.iter().map(|partition| ("partitions", partition.as_str())));
         }
     }
@@ -155,9 +161,12 @@ async fn fetch(
     if args.skip_damaged {
         query.push(("skip_damaged", "true"));
     }
-    let request = client
+    let mut request = client
         .topics(Method::GET, Some(&args.topic), "records", &query)
         .header(ACCEPT, "application/x-ndjson");
+    if let Some(cursor) = cursor {
+        request = request.header("Last-Event-ID", cursor);
+    }
     let response = send(request).await?;
     let header = |name| {
         let value = response.headers().get(name).and_then(|value| value.to_str().ok());

@@ -12,6 +12,7 @@ use super::values::{
 use super::{ClusterTls, Config, DAY, GIB, MIB, Machine, Secret};
 use crate::telemetry;
 use crate::types::NodeId;
+use crate::types::limits::TOPIC_PARTITIONS_MAX;
 
 /// One key.
 pub(super) struct Setting {
@@ -131,6 +132,10 @@ pub(super) fn find(key: &str) -> Option<&'static Setting> {
 fn put<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     *place = value?;
     Ok(())
+}
+
+fn partitions(given: &str) -> Result<u32, String> {
+    number(given, 1..=TOPIC_PARTITIONS_MAX)
 }
 
 fn path(text_given: &str) -> Result<PathBuf, String> {
@@ -279,13 +284,13 @@ const TOPICS: &[Setting] = &[
     Setting::new(
         "topics.default_partitions",
         "partitions of a topic that does not say",
-        |d, v| put(&mut d.config.topics.default_partitions, number(v, 1..=100_000)),
+        |d, v| put(&mut d.config.topics.default_partitions, partitions(v)),
         |c| shown(c.topics.default_partitions),
     ),
     Setting::new(
         "topics.max_partitions",
-        "most partitions of one topic",
-        |d, v| put(&mut d.config.topics.max_partitions, number(v, 1..=100_000)),
+        "most partitions of one topic, at most 10000",
+        |d, v| put(&mut d.config.topics.max_partitions, partitions(v)),
         |c| shown(c.topics.max_partitions),
     ),
 ];

@@ -135,7 +135,11 @@ fn settings_that_do_not_fit_together_are_refused() {
         (&["listen=0.0.0.0:8080"], "listen"),
         (&["listen=[::]:8080"], "listen"),
         (&["wal.file_bytes=1 GiB"], "wal.file_bytes"),
-        (&["topics.default_partitions=20000"], "topics.default_partitions"),
+        (
+            &["topics.default_partitions=20", "topics.max_partitions=10"],
+            "topics.default_partitions",
+        ),
+        (&["topics.max_partitions=10001"], "topics.max_partitions"),
         (&["http.memory_bytes=8 MiB"], "http.memory_bytes"),
         (&["raft.heartbeat=300ms"], "raft.heartbeat"),
         (&["raft.election_max=400ms"], "raft.election_max"),

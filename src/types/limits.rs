@@ -56,8 +56,9 @@ pub const COMMIT_OFFSETS_MAX: usize = 10_000;
 /// Rebalances of a group that are remembered.
 pub const GROUP_REBALANCES_MAX: usize = 100;
 
-/// Default of `topics.max_partitions`.
-pub const TOPIC_PARTITIONS_MAX_DEFAULT: u32 = 10_000;
+/// Most partitions of a topic, whatever the settings say: a client has to be able to send the
+/// cursor of all of them back in a request's head. Also the default of `topics.max_partitions`.
+pub const TOPIC_PARTITIONS_MAX: u32 = 10_000;
 
 const _: () = assert!(MESSAGE_BYTES_MAX_DEFAULT <= MESSAGE_BYTES_MAX_CEILING);
 const _: () = assert!(ENTRY_BYTES_TARGET >= MESSAGE_BYTES_MAX_DEFAULT as usize);

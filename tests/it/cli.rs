@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 
 use crate::damage;
 use crate::support::{Reply, Server, eventually};
+use crate::v1_read::huge_cursor;
 
 /// Longest time that a command may take; far more than it needs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -266,6 +267,27 @@ async fn following_prints_what_comes_and_a_cursor_goes_on_after_it() {
         both += lines(&part).len();
     }
     assert_eq!(both, 8);
+    server.stop().await;
+}
+
+/// A cursor was asked for in the address, which has no room for that of a large topic in which much
+/// was written: the command failed after the first page.
+#[tokio::test]
+async fn a_very_large_topic_is_read_on_from_its_cursor() {
+    let server = Server::start().await;
+    let url = server.url();
+    run(url, &["topic", "create", "t", "-p", "10000"]).await.good();
+    let topic = Reply::of(server.request(Method::GET, "/v1/topics?prefix=t")).await.json();
+    let cursor = huge_cursor(topic["topics"][0]["topic_id"].as_str().unwrap());
+    // With a filter an empty page is not yet the end: the cursor that it gave is followed.
+    let words = ["consume", "t", "--from", &cursor, "--key", "k", "--cursor"];
+    let ran = run(url, &words).await;
+    assert_eq!((ran.code, ran.out.as_str()), (OK, ""), "{:.200}", ran.err);
+    assert!(ran.err.trim() == cursor, "another cursor: {:.200}", ran.err);
+    // From the beginning it is short, and goes the same way.
+    run_with_input(url, &["produce", "t"], &records(0..10)).await.good();
+    let all = run(url, &["consume", "t", "--key-prefix", "k"]).await.good();
+    assert_eq!(lines(&all).len(), 10);
     server.stop().await;
 }
 

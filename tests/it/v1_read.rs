@@ -382,7 +382,7 @@ async fn a_busy_partition_does_not_keep_a_reader_from_the_others() {
 
 /// Makes the cursor of a topic of 10,000 partitions in which much was written: no address has room
 /// for it.
-fn huge_cursor(topic_id: &str) -> String {
+pub(crate) fn huge_cursor(topic_id: &str) -> String {
     let id = topic_id.replace('-', "");
     let id = (0..16).map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap());
     let mut bytes: Vec<u8> = std::iter::once(1).chain(id).collect();
