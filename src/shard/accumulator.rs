@@ -57,8 +57,8 @@ struct Accumulator {
     open: Option<OpenBatch>,
     /// Whether the partition is on the proposer's dirty list.
     listed: bool,
-    /// Size of the last batch taken, in bytes: the next one is likely to be as large.
-    last_bytes: usize,
+    /// Size of the batches taken lately, in bytes: the next one is likely to be as large.
+    usual_bytes: usize,
 }
 
 /// A batch that may still grow, and who waits for it.
@@ -174,7 +174,9 @@ impl Partition {
         if bytes < bytes_max
             && let Some(batch) = accumulator.open.take()
         {
-            accumulator.last_bytes = batch.builder.bytes();
+            // A batch that outgrows its buffer is copied, so this falls more slowly than it rises.
+            let (bytes, before) = (batch.builder.bytes(), accumulator.usual_bytes);
+            accumulator.usual_bytes = bytes.max(bytes / 2 + before / 2);
             taken.push(batch);
         }
         accumulator.listed = !accumulator.full.is_empty() || accumulator.open.is_some();
@@ -190,7 +192,7 @@ impl Accumulator {
             Some(open) if open.builder.bytes().saturating_add(bytes) <= bytes_max => open,
             full => {
                 self.full.extend(full);
-                let likely = self.last_bytes.saturating_add(self.last_bytes / 4);
+                let likely = self.usual_bytes.saturating_add(self.usual_bytes / 4);
                 let capacity = bytes.max(likely).min(bytes_max.max(bytes)).saturating_add(128);
                 OpenBatch {
                     builder: BatchBuilder::new(capacity),

@@ -34,7 +34,7 @@ use crate::types::{
 pub(crate) const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A partition with this much to write is written at the end of the run of entries.
-const FLUSH_BYTES: usize = 64 * 1024;
+const FLUSH_BYTES: usize = 256 * 1024;
 
 /// Topics that were deleted and are remembered, so that a late command cannot bring them back.
 const DELETED_TOPICS_MAX: usize = 10_000;
