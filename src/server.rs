@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::api;
-use crate::broker::{self, Broker, BrokerParts, SpaceWatch};
+use crate::broker::{self, Broker, BrokerParts, ClockMark, SpaceWatch};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::metadata::view::{LazySqlite, ViewMonitor, view_writer};
@@ -52,6 +52,10 @@ use identity::{Identity, Locks};
 
 /// How long requests and streams may take to end after the server was asked to stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+/// Says in the data directory that the wall clock was set and nobody has confirmed it.
+const CLOCK_MARK: &str = "clock-untrusted";
+/// How long the leaving of the last members of groups may take after that.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long the last checkpoints and the log's end may take: a disk that does not answer must not
 /// keep the process. What was acknowledged is in the log, with or without them.
@@ -141,6 +145,8 @@ pub struct Server {
     shards: BTreeMap<ShardId, Shard>,
     wal: wal::Wal,
     tasks: Tracker,
+    /// What members of groups need to the last: commits, and leaving.
+    keepers: Tracker,
     failed: Failed,
     state: Arc<api::State>,
     listener: TcpListener,
@@ -220,32 +226,22 @@ impl Server {
             metadata: metadata.clone(),
             shards: shards.clone(),
             wal: wal.clone(),
-            clock: Arc::clone(&clock),
+            clock,
             metrics: Arc::clone(&metrics),
             random: SmallRng::from_rng(&mut rand::rng()),
             storage_full,
             config: broker_config(config),
+            clock_mark: ClockMark::new(Arc::clone(&fs), config.data_dir.join(CLOCK_MARK)),
             store: Arc::clone(&store),
         });
         finish_topic_changes(&broker).await;
         start_maintenance(config, &broker, (&fs, ballast), &tasks);
+        let keepers = keep_groups(&broker);
         observe::start(&tasks, &metrics, (&wal, &store), &shards, view.clone());
         if let Some(reason) = failed.borrow().clone() {
             return Err(Error::Failed(reason));
         }
-        let state = Arc::new(api::State {
-            broker: broker.clone(),
-            ws: api::ws::Shared::new(&http::limits(config).ws, &metrics.ws),
-            memory: api::Memory::new(http::limits(config).memory_bytes),
-            config: http::limits(config),
-            clock,
-            metrics,
-            changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),
-            consumers: api::Consumers::new(config.groups.instance_timeout),
-            tasks: tasks.clone(),
-            principal: Principal::anonymous(),
-            sources: health::sources(&broker, view),
-        });
+        let state = api_state(config, &broker, view, &tasks);
         Ok(Self {
             address,
             broker,
@@ -253,6 +249,7 @@ impl Server {
             shards,
             wal,
             tasks,
+            keepers,
             failed,
             state,
             listener,
@@ -275,7 +272,7 @@ impl Server {
     /// # Errors
     /// [`Error::Failed`] when a write or sync failed, or a shard ended.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { metadata, shards, wal, tasks, mut failed, state, listener, .. } = self;
+        let Self { metadata, shards, wal, tasks, keepers, mut failed, state, listener, .. } = self;
         let reason = {
             let failed = failed.wait_for(Option::is_some);
             let stop = async {
@@ -290,12 +287,17 @@ impl Server {
         if aborted.tasks > 0 {
             tracing::warn!(tasks = aborted.tasks, "tasks were cut off at the deadline");
         }
-        if let Some(reason) = reason {
-            return Err(Error::Failed(reason));
+        if keepers.shutdown(LEAVE_DEADLINE).await.tasks > 0 {
+            tracing::warn!("members of groups did not leave in time");
+        }
+        // Also what went wrong since the stop was asked for.
+        let broken = || failed.borrow().clone().map(Error::Failed);
+        if let Some(error) = reason.map(Error::Failed).or_else(broken) {
+            return Err(error);
         }
         let closing = close(&shards, &metadata, wal);
         match tokio::time::timeout(CLOSE_DEADLINE, closing).await {
-            Ok(closed) => closed,
+            Ok(closed) => closed.and_then(|()| broken().map_or(Ok(()), Err)),
             Err(_late) => Err(Error::Failed("the disk did not answer in time".to_owned())),
         }
     }
@@ -321,6 +323,29 @@ async fn close(
         Ok(Err(error)) => Err(Error::Failed(error.to_string())),
         Err(error) => Err(Error::Failed(error.to_string())),
     }
+}
+
+/// Makes what the faces share.
+fn api_state(
+    config: &Config,
+    broker: &Broker,
+    view: ViewMonitor,
+    tasks: &Tracker,
+) -> Arc<api::State> {
+    let (limits, metrics) = (http::limits(config), Arc::clone(broker.metrics()));
+    Arc::new(api::State {
+        broker: broker.clone(),
+        ws: api::ws::Shared::new(&limits.ws, &metrics.ws),
+        memory: api::Memory::new(limits.memory_bytes),
+        config: limits,
+        clock: Arc::clone(broker.clock()),
+        metrics,
+        changes: Arc::new(Semaphore::new(api::CHANGES_MAX)),
+        consumers: api::Consumers::new(config.groups.instance_timeout),
+        tasks: tasks.clone(),
+        principal: Principal::anonymous(),
+        sources: health::sources(broker, view),
+    })
 }
 
 fn io_error(path: impl AsRef<Path>, source: std::io::Error) -> Error {
@@ -527,6 +552,14 @@ async fn finish_topic_changes(broker: &Broker) {
     }
 }
 
+/// Starts what looks after groups.
+fn keep_groups(broker: &Broker) -> Tracker {
+    let keepers = Tracker::new();
+    let stop = keepers.stop_token();
+    keepers.spawn(broker.clone().run_groups(stop.cancelled_owned()));
+    keepers
+}
+
 fn start_maintenance(
     config: &Config,
     broker: &Broker,
@@ -543,9 +576,6 @@ fn start_maintenance(
     let stop = tasks.stop_token();
     let watching = broker.clone();
     tasks.spawn(async move { stop.run_until_cancelled(watching.watch_space(watch)).await });
-    let stop = tasks.stop_token();
-    let keeping = broker.clone();
-    tasks.spawn(async move { stop.run_until_cancelled(keeping.run_groups()).await });
     let stop = tasks.stop_token();
     let changing = broker.clone();
     tasks.spawn(async move { stop.run_until_cancelled(changing.run_topic_changes()).await });

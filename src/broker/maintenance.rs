@@ -50,6 +50,7 @@ impl Broker {
         let mut told = None;
         loop {
             let next = self.look_at_space(&watch);
+            self.inner.clock_guard.look();
             let no_file = self.inner.wal.no_file();
             if no_file != told {
                 match &no_file {

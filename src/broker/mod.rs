@@ -25,6 +25,7 @@ mod topics;
 mod turns;
 mod watch;
 
+pub use clock_guard::ClockMark;
 pub use cluster::{Check, ClusterView, NodeView, Part, ReplicaView, ShardView};
 pub use error::{AppendError, ProduceError, ReadError, TopicError};
 pub use groups::{
@@ -112,6 +113,8 @@ pub struct BrokerParts {
     pub storage_full: Arc<AtomicBool>,
     /// What an operator decides.
     pub config: Config,
+    /// Where a pause of all deletions by time is noted.
+    pub clock_mark: ClockMark,
 }
 
 /// The handle to all use cases. Clones are cheap and share the server's state.
@@ -152,7 +155,7 @@ impl Broker {
     /// Assembles a broker.
     pub fn new(parts: BrokerParts) -> Self {
         let written = parts.shards.values().filter_map(Shard::last_write).max();
-        let clock_guard = ClockGuard::new(Arc::clone(&parts.clock), written);
+        let clock_guard = ClockGuard::new(Arc::clone(&parts.clock), written, parts.clock_mark);
         Self {
             inner: Arc::new(Inner {
                 node: parts.node,

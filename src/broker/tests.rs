@@ -13,8 +13,8 @@ use rand::rngs::SmallRng;
 use uuid::Uuid;
 
 use crate::broker::{
-    AppendError, Broker, BrokerParts, Config, CreateTopic, Creation, OnDamage, ProduceError,
-    ProduceRecord, ReadError, ReadRequest, Search, Start, Topic, TopicError, Visit,
+    AppendError, Broker, BrokerParts, ClockMark, Config, CreateTopic, Creation, OnDamage,
+    ProduceError, ProduceRecord, ReadError, ReadRequest, Search, Start, Topic, TopicError, Visit,
 };
 use crate::clock::{ManualClock, SharedClock};
 use crate::metadata::view::{SqliteStore, view_writer};
@@ -113,10 +113,11 @@ impl Node {
             random: SmallRng::seed_from_u64(7),
             storage_full: Arc::new(AtomicBool::new(false)),
             config: Config::default(),
+            clock_mark: ClockMark::new(shared, PathBuf::from("clock-untrusted")),
         });
         broker.finish_topic_changes().await.unwrap();
         let tasks = Tracker::new();
-        tasks.spawn(broker.clone().run_groups());
+        tasks.spawn(broker.clone().run_groups(std::future::pending()));
         Self { broker, metadata, shard, wal, tasks }
     }
 

@@ -379,11 +379,14 @@ impl Broker {
             let shard = self.shard(shard)?;
             shard.delete_topic(topic.changed, topic.id).await.map_err(controlled)?;
         }
+        self.inner.handles.write().remove(&topic.id);
+        if self.inner.metadata.image().topic(topic.id).is_some() {
+            // While the name is taken: later it may be that of another topic.
+            self.inner.metrics.topics.remove(&topic.name);
+        }
         let finish = Command::FinishDeleteTopic { topic_id: topic.id };
         let (_, response) =
             self.inner.metadata.change(&finish).await.map_err(|error| changed(&error))?;
-        self.inner.handles.write().remove(&topic.id);
-        self.inner.metrics.topics.remove(&topic.name);
         match response {
             // Another call that deletes the same topic was faster.
             Ok(_) | Err(Rejection::UnknownTopic(_)) => Ok(()),

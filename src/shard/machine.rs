@@ -50,6 +50,9 @@ pub(crate) struct Machine {
     proposer: Arc<Proposer>,
     metrics: ShardMetrics,
     applied: Option<LogPosition>,
+    /// An entry is applied, or was in part when something failed: then no checkpoint may have it,
+    /// since the next start would apply it again from the beginning.
+    is_applying: bool,
     membership: Option<(LogPosition, Bytes)>,
     /// Largest clock that any entry carried; the only time that `apply` knows.
     time: Timestamp,
@@ -124,6 +127,7 @@ impl Machine {
             proposer,
             metrics,
             applied: None,
+            is_applying: false,
             membership: None,
             time: Timestamp::from_millis(0),
             topics: BTreeMap::new(),
@@ -350,8 +354,11 @@ impl Machine {
     /// Takes a picture to be made durable: everything applied so far, with all files written.
     ///
     /// # Errors
-    /// As [`Machine::flush`].
+    /// As [`Machine::flush`]; [`log::Error::Poisoned`] when an entry was applied in part.
     pub(crate) fn picture(&mut self) -> Result<Picture, log::Error> {
+        if self.is_applying {
+            return Err(log::Error::Poisoned("an entry was applied in part".into()));
+        }
         self.flush(Flush::All)?;
         let changed = std::mem::take(&mut self.changed);
         let mut partitions = BTreeMap::new();
@@ -419,6 +426,7 @@ impl StateMachine for Machine {
 
     fn apply(&mut self, position: LogPosition, command: &Command) -> io::Result<()> {
         let ShardCommand { clock, body } = command::decode(command.parts())?;
+        self.is_applying = true;
         self.time = self.time.max(clock);
         match body {
             Body::Append(batches) => {
@@ -442,6 +450,7 @@ impl StateMachine for Machine {
             Body::LogStart { partition, offset } => self.advance_log_start(partition, offset),
         }
         self.applied = Some(position);
+        self.is_applying = false;
         if let Some(applying) = command.local::<Applying>()
             && let Some(applied) = applying.lock().take()
         {

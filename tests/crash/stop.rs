@@ -136,3 +136,64 @@ async fn a_server_on_a_full_disk_ends_in_order() {
     while waits.try_clone().unwrap().send().await.is_ok_and(|answer| answer.status() == 200) {}
     server.asked_to_stop().await.unwrap();
 }
+
+async fn read_json(response: reqwest::Response) -> serde_json::Value {
+    let status = response.status();
+    let text = response.text().await.unwrap();
+    assert!(status.is_success(), "{status}: {text}");
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// Members need commits and leaving to the last: what serves those must not stop before them.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_groups_commit_and_leave_when_a_node_stops() {
+    const V2: &str = "application/vnd.kafka.json.v2+json";
+    let dir = Scratch::new();
+    let setup = Setup::new(dir.path(), &[]);
+    let http = client();
+    let node = setup.start();
+    create(&http, node.url(), "t", serde_json::json!({"partitions": 1})).await;
+    for n in 0..3 {
+        let body = serde_json::json!({"value": n});
+        read_json(http.post(records_url(node.url(), "t")).json(&body).send().await.unwrap()).await;
+    }
+    let url = format!("{}?group=events&from=earliest", records_url(node.url(), "t"));
+    let events = http.get(url).header("accept", "text/event-stream").send().await.unwrap();
+    assert_eq!(events.status(), 200);
+    let post = |path: &str, body: serde_json::Value| {
+        let request = http.post(format!("{}/consumers/proxied{path}", node.url()));
+        request.header("content-type", V2).body(body.to_string()).send()
+    };
+    let settings = serde_json::json!({"name": "i", "format": "json",
+        "auto.offset.reset": "earliest"});
+    read_json(post("", settings).await.unwrap()).await;
+    let topics = serde_json::json!({"topics": ["t"]});
+    read_json(post("/instances/i/subscription", topics).await.unwrap()).await;
+    let poll = async || {
+        let url = format!("{}/consumers/proxied/instances/i/records?timeout=1000", node.url());
+        let records = read_json(http.get(url).header("accept", V2).send().await.unwrap()).await;
+        records.as_array().unwrap().len()
+    };
+    let mut polled = 0;
+    while polled < 3 {
+        polled += poll().await;
+    }
+    // The next poll says that the answer of the last one arrived.
+    assert_eq!(poll().await, 0);
+    let ended = tokio::task::spawn_blocking(move || {
+        node.terminate();
+        node.ended()
+    });
+    let (text, ended) = tokio::join!(events.text(), ended);
+    drop((text.unwrap(), ended.unwrap()));
+    let node = setup.start();
+    for group in ["events", "proxied"] {
+        let url = format!("{}/v1/groups/{group}", node.url());
+        let found = read_json(http.get(url).send().await.unwrap()).await;
+        assert_eq!(found["members"], serde_json::json!([]), "{found}");
+    }
+    let url = format!("{}/v1/groups/proxied/offsets", node.url());
+    let found = read_json(http.get(url).send().await.unwrap()).await;
+    assert_eq!(found["offsets"][0]["offset"], 3, "{found}");
+    node.stop();
+}

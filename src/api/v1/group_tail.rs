@@ -46,6 +46,7 @@ pub(super) async fn answer(
 ) -> Result<Response, ApiError> {
     let name = topic.summary().name.clone();
     let from_start = matches!(&parameters.from, plan::From::Start(Start::Earliest, _));
+    let is_static = wanted.instance_id.is_some();
     let join = JoinGroup {
         group: wanted.group,
         instance_id: wanted.instance_id,
@@ -66,6 +67,7 @@ pub(super) async fn answer(
         topic: name,
         shared: Arc::clone(&shared),
         commit: wanted.commit,
+        is_static,
         flushes: flushes.clone(),
         closed: closed.clone(),
     };

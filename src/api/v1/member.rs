@@ -150,6 +150,8 @@ pub(super) struct Keeper {
     pub(super) topic: TopicName,
     pub(super) shared: Arc<Membership>,
     pub(super) commit: Commit,
+    /// Whether it has an instance id.
+    pub(super) is_static: bool,
     pub(super) flushes: Option<Flushes>,
     /// Cancelled when the stream is no more.
     pub(super) closed: CancellationToken,
@@ -186,6 +188,10 @@ impl Keeper {
             }
         }
         self.commit_due(Instant::now(), None).await;
+        if self.is_static {
+            // It is waited for: a reconnect within its session moves no partition.
+            return;
+        }
         if let Err(error) = self.member.leave().await {
             let group = self.member.group();
             tracing::debug!(%group, %error, "a stream's member did not leave in order");

@@ -35,6 +35,9 @@ use crate::broker::{
 };
 use crate::types::{Epoch, Offset, PartitionId};
 
+/// How long to wait before a revocation that was not acknowledged is tried again.
+const REVOCATION_PAUSE: Duration = Duration::from_millis(500);
+
 /// Time for a client to commit what it was sent of partitions that it has to give up.
 const REVOCATION_TIME: Duration = Duration::from_secs(3);
 
@@ -169,11 +172,17 @@ impl Membership {
         Job::new(async move {
             let named = |each: &AssignedPartition| (each.topic_id, each.partition);
             let named: Vec<_> = seen.revoking.iter().map(named).collect();
-            if let Err(error) = member.revoked(&named).await {
-                tracing::debug!(%error, "a revocation was not acknowledged");
-            }
+            let acknowledged = member.revoked(&named).await;
             // Either way the group does not want them back for ever. It fails as `watch` does.
-            let _ = views.wait_for(|view| !Arc::ptr_eq(view, &seen)).await;
+            let news = views.wait_for(|view| !Arc::ptr_eq(view, &seen));
+            match acknowledged {
+                Ok(()) => drop(news.await),
+                Err(error) => {
+                    tracing::debug!(%error, "a revocation was not acknowledged");
+                    // Without news it is tried again: others wait for the partitions.
+                    drop(tokio::time::timeout(REVOCATION_PAUSE, news).await);
+                }
+            }
             Done::Regrouped { id }
         })
     }
@@ -214,7 +223,14 @@ impl Membership {
     /// Leaves the group, after the last automatic commit.
     pub(super) fn leave(mut self) -> Job {
         let id = self.id;
-        let last = self.auto_commit.take().map(|auto_commit| auto_commit.seen).unwrap_or_default();
+        let mut last =
+            self.auto_commit.take().map(|auto_commit| auto_commit.seen).unwrap_or_default();
+        // What went to others since, or was committed further on by hand, is not taken back.
+        let view = self.member.state();
+        let kept: BTreeSet<_> = self.assigned(&view).map(|each| each.partition).collect();
+        last.retain(|(partition, offset)| {
+            kept.contains(partition) && !self.is_settled(*partition, *offset)
+        });
         let last = (!last.is_empty()).then(|| self.commit(last, None));
         Job::new(async move {
             if let Some(last) = last

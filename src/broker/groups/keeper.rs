@@ -6,6 +6,7 @@
 //! timeout. Only changes become entries of the log.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -40,22 +41,29 @@ struct Watch {
 }
 
 impl Broker {
-    /// Looks after the groups' members of this node and, while it coordinates, after all members:
-    /// for ever. Nobody can join or commit without it.
-    pub async fn run_groups(self) {
+    /// Looks after the groups' members of this node and, while it coordinates, after all members,
+    /// until `stop` completes. Nobody can join or commit without it, so it is stopped after all who
+    /// do, and then proposes once more that those leave who went last.
+    pub async fn run_groups(self, stop: impl Future<Output = ()> + Send) {
         let look = async {
             let mut changes = self.inner.metadata.members_changed();
             let mut watch = Watch::default();
+            let mut stop = std::pin::pin!(stop);
             loop {
                 let next = self.look_after_groups(&mut watch).await;
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
                     () = self.inner.groups.wake.notified() => {}
                     () = tokio::time::sleep(next) => {}
+                    () = &mut stop => break,
                 }
             }
+            self.look_after_groups(&mut watch).await;
         };
-        tokio::join!(look, self.run_commits());
+        tokio::select! {
+            () = look => {}
+            () = self.run_commits() => {}
+        }
     }
 
     /// Looks once and returns how long nothing is due.

@@ -23,8 +23,8 @@ fn reached(recovery: &Recovery) -> (u64, u64, u64) {
     (state.vote.unwrap().term.get(), last.term.get(), last.index.get())
 }
 
-/// Cuts the last step's writes at every byte, with what the file held before behind the cut. Returns
-/// which step it was.
+/// Cuts the last step's writes at every byte, with what the file held before behind the cut.
+/// Returns which step it was.
 fn cut_last_step_at_every_byte(fs: &SimFs, wal: &Wal, mut at: u64) -> u64 {
     let (before, after) = loop {
         let before = fs.cut();
