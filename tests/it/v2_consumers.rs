@@ -638,3 +638,37 @@ async fn every_refusal_has_its_number() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_new_partition_that_cannot_be_started_moves_none_of_the_others() {
+    let server = Server::start().await;
+    topic(&server, "a", &numbers(2)).await;
+    topic(&server, "b", &numbers(1)).await;
+    let first = create(&server, "g", "first", json!({"auto.commit.enable": false})).await;
+    subscribe(&server, &first, &["a"]).await;
+    let offset = json!({"offsets": [{"topic": "a", "partition": 0, "offset": 0}]});
+    assert_eq!(post(&server, &format!("{first}/offsets"), &offset).await.status, 200);
+    assert_eq!(send(&server, Method::DELETE, &first, None).await.status, 204);
+
+    let strict = json!({"auto.offset.reset": "none", "auto.commit.enable": false});
+    let instance = create(&server, "g", "i", strict).await;
+    subscribe(&server, &instance, &["a"]).await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [1], "after what is committed");
+    assert_eq!(post(&server, &format!("{instance}/positions"), &offset).await.status, 204);
+    let assignments = format!("{instance}/assignments");
+    subscribe(&server, &instance, &["a", "b"]).await;
+    eventually("the second topic has no offset", async || {
+        let shown = send(&server, Method::GET, &assignments, None).await;
+        (shown.status == 416).then_some(())
+    })
+    .await;
+    subscribe(&server, &instance, &["a"]).await;
+    eventually("only the first topic is left", async || {
+        let shown = send(&server, Method::GET, &assignments, None).await;
+        let only = json!({"partitions": [{"topic": "a", "partition": 0}]});
+        (shown.json() == only).then_some(())
+    })
+    .await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [0, 1], "it was told to be there");
+    server.stop().await;
+}

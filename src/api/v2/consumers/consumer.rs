@@ -238,25 +238,29 @@ impl Consumer {
         if subscribed.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &view)) {
             return Ok(());
         }
-        let mut parts = BTreeMap::new();
+        let (mut kept, mut added) = (BTreeSet::new(), BTreeMap::new());
         for assigned in &view.assigned {
             let key = (assigned.topic.clone(), assigned.partition);
-            let kept = self.parts.remove(&key).filter(|part| is_kept(part, assigned));
-            let part = match kept {
-                Some(part) => part,
-                None => {
-                    let start = subscribed.member.start_of(assigned).await?;
-                    let topic = state.broker.topic(&state.principal, assigned.topic.as_str())?;
-                    Part::new(topic, start.offset, assigned.committed)
-                }
-            };
-            parts.insert(key, part);
+            if self.parts.get(&key).is_some_and(|part| is_kept(part, assigned)) {
+                kept.insert(key);
+                continue;
+            }
+            let start = subscribed.member.start_of(assigned).await?;
+            let topic = state.broker.topic(&state.principal, assigned.topic.as_str())?;
+            added.insert(key, Part::new(topic, start.offset, assigned.committed));
         }
-        self.parts = parts;
+        self.swap(&kept, added);
         if let Reading::Subscribed(subscribed) = &mut self.reading {
             subscribed.seen = Some(view);
         }
         Ok(())
+    }
+
+    /// Changes which partitions there are, at once: while starts are looked for, which may fail or
+    /// be given up, those that stay must not be lost.
+    fn swap(&mut self, kept: &BTreeSet<Key>, added: BTreeMap<Key, Part>) {
+        self.parts.retain(|key, _| kept.contains(key));
+        self.parts.extend(added);
     }
 
     /// Notes that a poll begins: its client has dealt with all that was answered before, or, when
