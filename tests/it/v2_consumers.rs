@@ -672,3 +672,21 @@ async fn a_new_partition_that_cannot_be_started_moves_none_of_the_others() {
     assert_eq!(offsets(&poll(&server, &instance, "").await), [0, 1], "it was told to be there");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn an_assignment_that_is_refused_changes_nothing() {
+    let server = Server::start().await;
+    topic(&server, "a", &numbers(2)).await;
+    let instance = create(&server, "g", "i", json!({"auto.commit.enable": false})).await;
+    let assignments = format!("{instance}/assignments");
+    let own = json!({"topic": "a", "partition": 0});
+    let body = json!({"partitions": [own]});
+    assert_eq!(post(&server, &assignments, &body).await.status, 204);
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [0, 1]);
+    let more = json!({"partitions": [own, {"topic": "nosuch", "partition": 0}]});
+    assert_error(&post(&server, &assignments, &more).await, 404, 40401, "no such topic");
+    assert_eq!(send(&server, Method::GET, &assignments, None).await.json(), body);
+    write(&server, "a", &numbers(1)).await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [2], "it goes on where it was");
+    server.stop().await;
+}

@@ -169,20 +169,20 @@ impl Consumer {
             ));
         }
         let committed = self.committed(state).await?;
-        let mut parts = BTreeMap::new();
+        let (mut kept, mut added) = (BTreeSet::new(), BTreeMap::new());
         for (name, number) in wanted {
             let (topic, partition) = find(state, &name, number)?;
             let key = (topic.summary().name.clone(), partition);
-            if let Some(kept) = self.parts.remove(&key) {
-                parts.insert(key, kept);
+            if self.parts.contains_key(&key) {
+                kept.insert(key);
                 continue;
             }
             let committed = committed.get(&key).copied();
             let next = self.start(state, &topic, partition, committed).await?;
-            parts.insert(key, Part::new(topic, next, committed));
+            added.insert(key, Part::new(topic, next, committed));
         }
-        self.reading = if parts.is_empty() { Reading::Nothing } else { Reading::Assigned };
-        self.parts = parts;
+        self.swap(&kept, added);
+        self.reading = if self.parts.is_empty() { Reading::Nothing } else { Reading::Assigned };
         Ok(())
     }
 
