@@ -638,3 +638,92 @@ async fn every_refusal_has_its_number() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_new_partition_that_cannot_be_started_moves_none_of_the_others() {
+    let server = Server::start().await;
+    topic(&server, "a", &numbers(2)).await;
+    topic(&server, "b", &numbers(1)).await;
+    let first = create(&server, "g", "first", json!({"auto.commit.enable": false})).await;
+    subscribe(&server, &first, &["a"]).await;
+    let offset = json!({"offsets": [{"topic": "a", "partition": 0, "offset": 0}]});
+    assert_eq!(post(&server, &format!("{first}/offsets"), &offset).await.status, 200);
+    assert_eq!(send(&server, Method::DELETE, &first, None).await.status, 204);
+
+    let strict = json!({"auto.offset.reset": "none", "auto.commit.enable": false});
+    let instance = create(&server, "g", "i", strict).await;
+    subscribe(&server, &instance, &["a"]).await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [1], "after what is committed");
+    assert_eq!(post(&server, &format!("{instance}/positions"), &offset).await.status, 204);
+    let assignments = format!("{instance}/assignments");
+    subscribe(&server, &instance, &["a", "b"]).await;
+    eventually("the second topic is assigned", async || {
+        (assigned(&server, &instance).await.len() == 2).then_some(())
+    })
+    .await;
+    let refused = poll_with(&server, &instance, "", JSON).await;
+    assert_error(&refused, 416, 41601, "the second topic has no offset");
+    subscribe(&server, &instance, &["a"]).await;
+    eventually("only the first topic is left", async || {
+        let shown = send(&server, Method::GET, &assignments, None).await;
+        let only = json!({"partitions": [{"topic": "a", "partition": 0}]});
+        (shown.json() == only).then_some(())
+    })
+    .await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [0, 1], "it was told to be there");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_assignment_that_is_refused_changes_nothing() {
+    let server = Server::start().await;
+    topic(&server, "a", &numbers(2)).await;
+    let instance = create(&server, "g", "i", json!({"auto.commit.enable": false})).await;
+    let assignments = format!("{instance}/assignments");
+    let own = json!({"topic": "a", "partition": 0});
+    let body = json!({"partitions": [own]});
+    assert_eq!(post(&server, &assignments, &body).await.status, 204);
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [0, 1]);
+    let more = json!({"partitions": [own, {"topic": "nosuch", "partition": 0}]});
+    assert_error(&post(&server, &assignments, &more).await, 404, 40401, "no such topic");
+    assert_eq!(send(&server, Method::GET, &assignments, None).await.json(), body);
+    write(&server, "a", &numbers(1)).await;
+    assert_eq!(offsets(&poll(&server, &instance, "").await), [2], "it goes on where it was");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn without_offset_and_policy_only_polls_are_refused_until_the_client_names_a_position() {
+    let server = Server::start().await;
+    topic(&server, "t", &numbers(3)).await;
+    let partitions = json!({"partitions": [{"topic": "t", "partition": 0}]});
+    let offset = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 1}]});
+    for (group, by_group, below, body, status, expected) in [
+        ("seek", true, "positions", &offset, 204, vec![1, 2]),
+        ("named", false, "positions", &offset, 204, vec![1, 2]),
+        ("all", true, "positions/beginning", &json!({"partitions": []}), 204, vec![0, 1, 2]),
+        ("end", false, "positions/end", &partitions, 204, vec![]),
+        ("commit", true, "offsets", &offset, 200, vec![2]),
+        ("committed", false, "offsets", &offset, 200, vec![2]),
+    ] {
+        let instance = create(&server, group, "i", json!({"auto.offset.reset": "none"})).await;
+        if by_group {
+            subscribe(&server, &instance, &["t"]).await;
+        } else {
+            let assign = post(&server, &format!("{instance}/assignments"), &partitions).await;
+            assert_eq!(assign.status, 204, "{group}: {}", assign.text());
+        }
+        let refused = poll_with(&server, &instance, "", JSON).await;
+        assert_error(&refused, 416, 41601, group);
+        assert_eq!(assigned(&server, &instance).await, [("t".to_owned(), 0)], "{group}");
+        let all = send(&server, Method::POST, &format!("{instance}/offsets"), None).await;
+        assert_eq!(all.status, 200, "{group}: {}", all.text());
+        assert_eq!(committed(&server, group).await, None, "{group}: nothing was answered");
+        let refused = poll_with(&server, &instance, "after=", JSON).await;
+        assert_error(&refused, 416, 41601, group);
+        let moved = post(&server, &format!("{instance}/{below}"), body).await;
+        assert_eq!(moved.status, status, "{group}: {}", moved.text());
+        assert_eq!(offsets(&poll(&server, &instance, "timeout=50").await), expected, "{group}");
+    }
+    server.stop().await;
+}

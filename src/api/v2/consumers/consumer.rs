@@ -67,10 +67,11 @@ impl Subscribed {
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) topic: Arc<Topic>,
-    /// The next offset to deliver.
-    pub(super) next: Offset,
+    /// The next offset to deliver. `None` when the group has none and the reset policy gives
+    /// none: only the client can say one, so it must be able to name the partition meanwhile.
+    pub(super) next: Option<Offset>,
     /// Where it was first read, or where its client last told it to be.
-    start: Offset,
+    start: Option<Offset>,
     /// The committed offset, as far as this instance knows.
     committed: Option<Offset>,
     /// What is committed next unasked.
@@ -78,8 +79,13 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn new(topic: Arc<Topic>, next: Offset, committed: Option<Offset>) -> Self {
+    fn new(topic: Arc<Topic>, next: Option<Offset>, committed: Option<Offset>) -> Self {
         Self { topic, next, start: next, committed, pending: None }
+    }
+
+    fn move_to(&mut self, offset: Offset) {
+        self.next = Some(offset);
+        self.start = Some(offset);
     }
 }
 
@@ -169,20 +175,20 @@ impl Consumer {
             ));
         }
         let committed = self.committed(state).await?;
-        let mut parts = BTreeMap::new();
+        let (mut kept, mut added) = (BTreeSet::new(), BTreeMap::new());
         for (name, number) in wanted {
             let (topic, partition) = find(state, &name, number)?;
             let key = (topic.summary().name.clone(), partition);
-            if let Some(kept) = self.parts.remove(&key) {
-                parts.insert(key, kept);
+            if self.parts.get(&key).is_some_and(|part| part.next.is_some()) {
+                kept.insert(key);
                 continue;
             }
             let committed = committed.get(&key).copied();
             let next = self.start(state, &topic, partition, committed).await?;
-            parts.insert(key, Part::new(topic, next, committed));
+            added.insert(key, Part::new(topic, next, committed));
         }
-        self.reading = if parts.is_empty() { Reading::Nothing } else { Reading::Assigned };
-        self.parts = parts;
+        self.swap(&kept, added);
+        self.reading = if self.parts.is_empty() { Reading::Nothing } else { Reading::Assigned };
         Ok(())
     }
 
@@ -222,7 +228,7 @@ impl Consumer {
     /// Looks at what the group has given and taken. A member that is out of the group joins again.
     ///
     /// # Errors
-    /// The coordinator's, and those of finding where a partition starts.
+    /// The coordinator's, and those of reading a partition's bounds.
     pub(super) async fn sync(&mut self, state: &State) -> Result<(), ApiError> {
         let Reading::Subscribed(subscribed) = &self.reading else {
             return Ok(());
@@ -238,25 +244,33 @@ impl Consumer {
         if subscribed.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &view)) {
             return Ok(());
         }
-        let mut parts = BTreeMap::new();
+        let (mut kept, mut added) = (BTreeSet::new(), BTreeMap::new());
         for assigned in &view.assigned {
             let key = (assigned.topic.clone(), assigned.partition);
-            let kept = self.parts.remove(&key).filter(|part| is_kept(part, assigned));
-            let part = match kept {
-                Some(part) => part,
-                None => {
-                    let start = subscribed.member.start_of(assigned).await?;
-                    let topic = state.broker.topic(&state.principal, assigned.topic.as_str())?;
-                    Part::new(topic, start.offset, assigned.committed)
-                }
+            if self.parts.get(&key).is_some_and(|part| is_kept(part, assigned)) {
+                kept.insert(key);
+                continue;
+            }
+            let start = match subscribed.member.start_of(assigned).await {
+                Ok(start) => Some(start.offset),
+                Err(GroupError::NoOffset { .. }) => None,
+                Err(error) => return Err(error.into()),
             };
-            parts.insert(key, part);
+            let topic = state.broker.topic(&state.principal, assigned.topic.as_str())?;
+            added.insert(key, Part::new(topic, start, assigned.committed));
         }
-        self.parts = parts;
+        self.swap(&kept, added);
         if let Reading::Subscribed(subscribed) = &mut self.reading {
             subscribed.seen = Some(view);
         }
         Ok(())
+    }
+
+    /// Changes which partitions there are, at once: while starts are looked for, which may fail or
+    /// be given up, those that stay must not be lost.
+    fn swap(&mut self, kept: &BTreeSet<Key>, added: BTreeMap<Key, Part>) {
+        self.parts.retain(|key, _| kept.contains(key));
+        self.parts.extend(added);
     }
 
     /// Notes that a poll begins: its client has dealt with all that was answered before, or, when
@@ -267,20 +281,33 @@ impl Consumer {
                 let id = part.topic.summary().id;
                 let place = places.iter().find(|place| place.0 == id && place.1 == *partition);
                 // What the answer did not know has come since, and none of it has arrived.
-                part.next = place.map_or(part.start, |(_, _, offset)| *offset);
+                part.next = place.map_or(part.start, |(_, _, offset)| Some(*offset));
             }
         }
         for part in self.parts.values_mut() {
-            part.pending = (part.committed != Some(part.next)).then_some(part.next);
+            part.pending = part.next.filter(|next| part.committed != Some(*next));
+        }
+    }
+
+    /// Checks that it is known where to read every partition.
+    ///
+    /// # Errors
+    /// `offset_out_of_range` when the reset policy is `none` and nobody has named an offset.
+    pub(super) fn check_placed(&self) -> Result<(), ApiError> {
+        match self.parts.iter().find(|(_, part)| part.next.is_none()) {
+            Some(((topic, partition), _)) => {
+                Err(GroupError::NoOffset { topic: topic.clone(), partition: *partition }.into())
+            }
+            None => Ok(()),
         }
     }
 
     /// Returns where the instance is.
     pub(super) fn places(&self) -> Vec<Place> {
         let place = |((_, partition), part): (&Key, &Part)| {
-            (part.topic.summary().id, *partition, part.next)
+            Some((part.topic.summary().id, *partition, part.next?))
         };
-        self.parts.iter().map(place).collect()
+        self.parts.iter().filter_map(place).collect()
     }
 
     /// Moves a partition to an offset; one outside of the log goes where the reset policy says.
@@ -307,8 +334,7 @@ impl Consumer {
                 return Err(ApiError::new(Code::OffsetOutOfRange, detail));
             }
         };
-        part.next = offset;
-        part.start = offset;
+        part.move_to(offset);
         Ok(())
     }
 
@@ -327,8 +353,7 @@ impl Consumer {
         let search = Search { start, on_damage: OnDamage::Skip };
         let found = broker.start_offsets(principal, &part.topic, &[key.1], search).await?;
         if let Some((_, offset)) = found.first() {
-            part.next = *offset;
-            part.start = *offset;
+            part.move_to(*offset);
         }
         Ok(())
     }
@@ -355,11 +380,12 @@ impl Consumer {
     /// Returns the offsets that commit all that was answered.
     pub(super) fn delivered(&self) -> Vec<OffsetCommit> {
         let moved = |(_, part): &(&Key, &Part)| {
-            part.committed != Some(part.next) && (part.next != part.start || part.pending.is_some())
+            part.committed != part.next && (part.next != part.start || part.pending.is_some())
         };
-        let commit =
-            |((topic, partition), part): (&Key, &Part)| to_commit(topic, *partition, part.next);
-        self.parts.iter().filter(moved).map(commit).collect()
+        let commit = |((topic, partition), part): (&Key, &Part)| {
+            Some(to_commit(topic, *partition, part.next?))
+        };
+        self.parts.iter().filter(moved).filter_map(commit).collect()
     }
 
     /// Commits offsets, as the member or, without membership, as the group.
@@ -394,6 +420,9 @@ impl Consumer {
             if let Ok((_, part)) = self.part(&commit.topic, commit.partition) {
                 part.committed = Some(commit.offset);
                 part.pending = None;
+                if part.next.is_none() {
+                    part.move_to(commit.offset);
+                }
             }
         }
         Ok(())
@@ -438,33 +467,34 @@ impl Consumer {
         }
     }
 
-    /// Finds where to start a partition that no group gave.
+    /// Finds where to start a partition that no group gave; `None` when only its client can say.
     async fn start(
         &self,
         state: &State,
         topic: &Arc<Topic>,
         partition: PartitionId,
         committed: Option<Offset>,
-    ) -> Result<Offset, ApiError> {
+    ) -> Result<Option<Offset>, ApiError> {
         let (start, end) = state.broker.bounds(&state.principal, topic, partition).await?;
-        match (committed, self.settings.offset_reset) {
-            (Some(offset), _) if (start..=end).contains(&offset) => Ok(offset),
+        Ok(match (committed, self.settings.offset_reset) {
+            (Some(offset), _) if (start..=end).contains(&offset) => Some(offset),
             // Records were lost: starting over would deliver everything again.
-            (Some(offset), OffsetReset::Earliest) if offset > end => Ok(end),
-            (_, OffsetReset::Earliest) => Ok(start),
-            (_, OffsetReset::Latest) => Ok(end),
-            (_, OffsetReset::None) => {
-                let topic = topic.summary().name.clone();
-                Err(GroupError::NoOffset { topic, partition }.into())
-            }
-        }
+            (Some(offset), OffsetReset::Earliest) if offset > end => Some(end),
+            (_, OffsetReset::Earliest) => Some(start),
+            (_, OffsetReset::Latest) => Some(end),
+            (_, OffsetReset::None) => None,
+        })
     }
 }
 
 /// Whether a partition of the former view goes on where it was. It does not when another member
-/// read on in between: its commit is ahead of ours and of what we delivered.
+/// read on in between: its commit is ahead of ours and of what we delivered. One that is nowhere
+/// may have an offset by now.
 fn is_kept(part: &Part, assigned: &AssignedPartition) -> bool {
-    let ours = part.committed.map_or(part.next, |committed| committed.max(part.next));
+    let Some(next) = part.next else {
+        return false;
+    };
+    let ours = part.committed.map_or(next, |committed| committed.max(next));
     part.topic.summary().id == assigned.topic_id
         && assigned.committed.is_none_or(|committed| committed <= ours)
 }

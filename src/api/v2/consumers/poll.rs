@@ -189,6 +189,7 @@ async fn poll(state: &State, instance: &Instance, asked: &Asked) -> Result<Polle
             deadline += wait_of(&consumer, asked);
             consumer.begin_poll(asked.after.as_deref());
         }
+        consumer.check_placed()?;
         let bytes_max = asked.bytes_max.unwrap_or(BYTES_DEFAULT);
         let read = read(state, &mut consumer, bytes_max).await?;
         let is_enough = read.records > 0
@@ -248,7 +249,7 @@ struct Read {
 fn answered(consumer: &mut Consumer, read: Read) -> Polled {
     for (key, next) in read.ends {
         if let Some(part) = consumer.parts.get_mut(&key) {
-            part.next = next;
+            part.next = Some(next);
         }
     }
     consumer.turn = consumer.turn.wrapping_add(1);
@@ -263,8 +264,11 @@ type Positions = Vec<(PartitionId, Offset)>;
 fn by_topic(consumer: &Consumer) -> Vec<(TopicName, Arc<Topic>, Positions)> {
     let mut topics: BTreeMap<&TopicName, (Arc<Topic>, Positions)> = BTreeMap::new();
     for ((name, partition), part) in &consumer.parts {
+        let Some(next) = part.next else {
+            continue;
+        };
         let entry = topics.entry(name).or_insert_with(|| (Arc::clone(&part.topic), Vec::new()));
-        entry.1.push((*partition, part.next));
+        entry.1.push((*partition, next));
     }
     topics.into_iter().map(|(name, (topic, at))| (name.clone(), topic, at)).collect()
 }
