@@ -112,19 +112,23 @@ impl Broker {
         let mut steps = StepWatch::new(self.now(), self.monotonic());
         loop {
             tick.tick().await;
-            // The time that was checked is the one that is used: the clock may be stepped in
-            // between.
-            let now = self.now();
-            if steps.is_paused(now, self.monotonic()) {
-                tracing::warn!("the wall clock was stepped: retention pauses for an hour");
-                continue;
-            }
-            for shard in self.inner.shards.values() {
-                match shard.run_retention(now).await {
-                    Ok(0) => {}
-                    Ok(moved) => tracing::info!(shard = %shard.id(), moved, "retention"),
-                    Err(error) => tracing::warn!(shard = %shard.id(), %error, "retention failed"),
-                }
+            self.retain_once(&mut steps).await;
+        }
+    }
+
+    /// Proposes the log starts that retention wants now, unless the clock cannot be trusted.
+    pub(crate) async fn retain_once(&self, steps: &mut StepWatch) {
+        // The time that was checked is the one that is used: the clock may be stepped in between.
+        let now = self.now();
+        if steps.is_paused(now, self.monotonic()) {
+            tracing::warn!("the wall clock was stepped: retention pauses for an hour");
+            return;
+        }
+        for shard in self.inner.shards.values() {
+            match shard.run_retention(now).await {
+                Ok(0) => {}
+                Ok(moved) => tracing::info!(shard = %shard.id(), moved, "retention"),
+                Err(error) => tracing::warn!(shard = %shard.id(), %error, "retention failed"),
             }
         }
     }
@@ -144,14 +148,14 @@ fn until_next_look(spare: u64) -> Duration {
 }
 
 /// Notices that the wall clock was set, by comparing it with the monotonic clock.
-struct StepWatch {
+pub(crate) struct StepWatch {
     wall: Timestamp,
     monotonic: Duration,
     paused_until: Option<Duration>,
 }
 
 impl StepWatch {
-    fn new(wall: Timestamp, monotonic: Duration) -> Self {
+    pub(crate) fn new(wall: Timestamp, monotonic: Duration) -> Self {
         Self { wall, monotonic, paused_until: None }
     }
 

@@ -46,6 +46,7 @@ async fn a_shard_that_does_not_come_up_is_an_error_of_the_start() {
     lead_all(&server.shards).await.unwrap();
     let ending = ShardId::new(2);
     server.shards[&ending].group().shutdown().await;
+    server.shards[&ending].group().stopped().await;
     let refused = lead_all(&server.shards).await;
     assert!(matches!(refused, Err(Error::NotUp { shard, .. }) if shard == ending), "{refused:?}");
 }
