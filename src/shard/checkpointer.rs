@@ -216,6 +216,7 @@ fn joined<T>(work: Result<T, tokio::task::JoinError>) -> T {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::IoSlice;
     use std::path::{Path, PathBuf};
     use std::pin::pin;
     use std::sync::atomic::AtomicBool;
@@ -230,8 +231,8 @@ mod tests {
     use crate::shard::command::{Body, encode_control};
     use crate::shard::machine::MachineParts;
     use crate::shard::proposer::Proposer;
-    use crate::storage::fs::Fs;
     use crate::storage::fs::sim::{Fault, NO_SPACE, Operation, Repeat, SimFs};
+    use crate::storage::fs::{Fs, Open};
     use crate::storage::wal::{self, Entry};
     use crate::types::{
         LogPosition, PartitionId, RaftIndex, ShardId, Term, Timestamp, TimestampType, TopicConfig,
@@ -322,6 +323,21 @@ mod tests {
         fs.clear_faults();
         checkpointer.write().await.unwrap();
         assert_eq!(files(), 0);
+    }
+
+    /// Without a checkpoint nothing is ever deleted again, and the disk stays full.
+    #[tokio::test]
+    async fn a_checkpoint_that_finds_no_room_takes_that_of_the_ballast() {
+        let fs = SimFs::new();
+        fs.set_capacity(Some(128 << 20));
+        let checkpointer = checkpointer(&fs, at(1));
+        checkpointer.ballast.hold().unwrap();
+        let others = fs.open(Path::new("/others"), Open::CreateNew).unwrap();
+        // It takes what fits.
+        others.write_all_at(&[IoSlice::new(&vec![1; 128 << 20])], 0).unwrap_err();
+        checkpointer.write().await.unwrap();
+        assert_eq!(names(&fs), ["checkpoint"]);
+        assert!(!checkpointer.ballast.is_held());
     }
 
     /// A follower applies what a majority has, its own log may not have it yet. A checkpoint ahead
