@@ -16,7 +16,7 @@ use crate::broker::{
     AppendError, Broker, BrokerParts, ClockMark, Config, CreateTopic, Creation, OnDamage,
     ProduceError, ProduceRecord, ReadError, ReadRequest, Search, Start, Topic, TopicError, Visit,
 };
-use crate::clock::{ManualClock, SharedClock};
+use crate::clock::{Clock, ManualClock, SharedClock};
 use crate::metadata::view::{SqliteStore, view_writer};
 use crate::metadata::{self, Bootstrap, CheckpointFile, Command, Image, MetadataShard, NewShard};
 use crate::metrics::Metrics;
@@ -409,6 +409,33 @@ async fn a_retention_pass_ends_in_one_checkpoint_whose_files_go_off_the_shards_t
     tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
     assert_eq!(performed(Operation::Remove)[0], removals[0], "the shard's thread removes none");
     assert_eq!(performed(Operation::Rename), [renames[0], renames[1] + 1], "one checkpoint");
+    node.stop().await;
+}
+
+/// A wrong clock must not delete data, neither at once nor at the next look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stepped_clock_deletes_nothing_for_an_hour() {
+    let clock = clock();
+    let node = Node::start(&SimFs::new(), &clock).await;
+    let configs = vec![("retention.ms".to_owned(), "7200000".to_owned())];
+    let asked = CreateTopic { partitions: Some(1), configs, ..CreateTopic::default() };
+    let (_, topic) = node.broker.create_topic(&anyone(), "t", asked).await.unwrap();
+    produce(&node.broker, &topic, "k", "v".to_owned()).await;
+    let partitions = [PartitionId::ZERO];
+    let start = async || {
+        let search = Search { start: Start::Earliest, on_damage: OnDamage::Fail };
+        let found = node.broker.start_offsets(&anyone(), &topic, &partitions, search).await;
+        found.unwrap()[0].1.get()
+    };
+    clock.step_wall(86_400_000);
+    for _ in 0..3 {
+        node.broker.retain_once().await;
+        assert_eq!(start().await, 0, "a day that never passed has deleted it");
+        clock.advance(Duration::from_secs(600));
+    }
+    clock.advance(Duration::from_secs(3600));
+    node.broker.retain_once().await;
+    assert_eq!(start().await, 1, "after an hour the clock is believed");
     node.stop().await;
 }
 

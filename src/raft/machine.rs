@@ -210,3 +210,88 @@ fn current(machine: &Mutex<Box<dyn StateMachine>>) -> io::Result<Option<Snapshot
         snapshot: (),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::storage::fs::sim::SimFs;
+    use crate::storage::wal::{self, Entry};
+    use crate::types::Term;
+
+    const REPLICA: ReplicaId = ReplicaId::new(1);
+
+    /// Notes what is applied to it.
+    #[derive(Debug, Default)]
+    struct Notebook {
+        checkpoint: Option<LogPosition>,
+        applied: Vec<(u64, usize)>,
+        runs: usize,
+    }
+
+    impl StateMachine for Notebook {
+        fn recovered(&self) -> Recovered {
+            Recovered { applied: self.checkpoint, membership: None }
+        }
+
+        fn apply(&mut self, position: LogPosition, command: &Command) -> io::Result<()> {
+            self.applied.push((position.index.get(), command.len_bytes()));
+            Ok(())
+        }
+
+        fn advance(&mut self, position: LogPosition, _membership: Option<Bytes>) {
+            self.applied.push((position.index.get(), 0));
+        }
+
+        fn end_of_run(&mut self) -> io::Result<()> {
+            self.runs += 1;
+            Ok(())
+        }
+
+        fn checkpointed(&self) -> Recovered {
+            self.recovered()
+        }
+    }
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: Term::new(1), index: RaftIndex::new(index) }
+    }
+
+    /// The library would read and apply the same itself, but for all shards at once and after it
+    /// has said that the node leads.
+    #[test]
+    fn a_start_applies_what_was_committed_after_the_checkpoint_a_few_entries_at_a_time() {
+        const BYTES: usize = 1 << 20;
+        let (config, floors) = (wal::Config::default(), BTreeMap::new());
+        let fs = SimFs::new().shared();
+        let opened = Wal::open(fs, Path::new("/wal"), config, &floors, Arc::new(wal::NoObserver));
+        let wal = opened.unwrap().0;
+        let entry = |index: u64| {
+            let payload = match index {
+                0 => codec::encode_payload(&Payload::Blank),
+                _ => {
+                    let command = Command::new(vec![Bytes::from(vec![7; BYTES])], None);
+                    codec::encode_payload(&Payload::Normal(command))
+                }
+            };
+            Entry { index: RaftIndex::new(index), term: Term::new(1), payload }
+        };
+        wal.append(REPLICA, (0..24).map(entry).collect(), Box::new(|_| {}));
+        let mut nothing = Notebook::default();
+        assert_eq!(replay(&wal, REPLICA, &mut nothing).unwrap(), 0, "nothing is known committed");
+        wal.save_committed(REPLICA, at(20));
+        let mut all = Notebook::default();
+        assert_eq!(replay(&wal, REPLICA, &mut all).unwrap(), 21);
+        let expected: Vec<_> =
+            (0..=20).map(|index| (index, if index == 0 { 0 } else { BYTES })).collect();
+        assert_eq!(all.applied, expected);
+        assert!(all.runs >= 20 * BYTES / usize::try_from(REPLAY_BYTES).unwrap(), "{}", all.runs);
+        let mut rest = Notebook { checkpoint: Some(at(15)), ..Notebook::default() };
+        assert_eq!(replay(&wal, REPLICA, &mut rest).unwrap(), 5);
+        assert_eq!(rest.applied, expected[16..]);
+        let mut ahead = Notebook { checkpoint: Some(at(20)), ..Notebook::default() };
+        assert_eq!(replay(&wal, REPLICA, &mut ahead).unwrap(), 0);
+    }
+}

@@ -216,6 +216,7 @@ fn joined<T>(work: Result<T, tokio::task::JoinError>) -> T {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::IoSlice;
     use std::path::{Path, PathBuf};
     use std::pin::pin;
     use std::sync::atomic::AtomicBool;
@@ -225,13 +226,18 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::metrics::Metrics;
-    use crate::raft::StateMachine;
+    use crate::raft::{Command, StateMachine};
+    use crate::record::{BatchBuilder, NewRecord};
+    use crate::shard::command::{Body, encode_control};
     use crate::shard::machine::MachineParts;
     use crate::shard::proposer::Proposer;
-    use crate::storage::fs::Fs;
-    use crate::storage::fs::sim::SimFs;
+    use crate::storage::fs::sim::{Fault, NO_SPACE, Operation, Repeat, SimFs};
+    use crate::storage::fs::{Fs, Open};
     use crate::storage::wal::{self, Entry};
-    use crate::types::{LogPosition, RaftIndex, ShardId, Term};
+    use crate::types::{
+        LogPosition, PartitionId, RaftIndex, ShardId, Term, Timestamp, TimestampType, TopicConfig,
+        TopicId, TopicPartition,
+    };
 
     const REPLICA: ReplicaId = ReplicaId::new(2);
     const DIRECTORY: &str = "/shards/1";
@@ -269,8 +275,69 @@ mod tests {
         }
     }
 
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: Term::new(1), index: RaftIndex::new(index) }
+    }
+
     fn names(fs: &SimFs) -> Vec<String> {
         Fs::list(fs, Path::new(DIRECTORY)).unwrap().into_iter().map(|entry| entry.name).collect()
+    }
+
+    /// What the checkpoint in force names is all that there is of the records before it.
+    #[tokio::test]
+    async fn files_stay_until_a_checkpoint_that_does_not_name_them_is_durable() {
+        let fs = SimFs::new();
+        let checkpointer = checkpointer(&fs, at(1));
+        let topic = TopicId::from_bytes([7; 16]);
+        let apply = |position: LogPosition, body: &Body| {
+            let command = Command::new(encode_control(Timestamp::from_millis(0), body), None);
+            checkpointer.machine.lock().apply(position, &command).unwrap();
+        };
+        let (config, partitions) = (TopicConfig::default(), vec![PartitionId::ZERO]);
+        apply(at(2), &Body::Create { origin: at(2), topic, config, partitions });
+        let mut builder = BatchBuilder::new(64);
+        let record = NewRecord {
+            timestamp: Timestamp::from_millis(1),
+            key: None,
+            value: Some(b"value"),
+            headers: &[],
+        };
+        builder.push(&record).unwrap();
+        let batch = builder.seal(TimestampType::CreateTime);
+        let id = TopicPartition { topic, partition: PartitionId::ZERO };
+        apply(at(3), &Body::Append(vec![(id, batch)]));
+        checkpointer.write().await.unwrap();
+        let directory = format!("/partitions/{topic}/0");
+        let files = || Fs::list(&fs, Path::new(&directory)).map_or(0, |entries| entries.len());
+        assert_ne!(files(), 0);
+        apply(at(4), &Body::Delete { origin: at(4), topic });
+        fs.inject(Fault {
+            operation: Operation::Sync,
+            after: 0,
+            path_contains: DIRECTORY.to_owned(),
+            errno: NO_SPACE,
+            repeat: Repeat::Always,
+        });
+        checkpointer.write().await.unwrap_err();
+        assert_ne!(files(), 0, "the checkpoint in force names them");
+        fs.clear_faults();
+        checkpointer.write().await.unwrap();
+        assert_eq!(files(), 0);
+    }
+
+    /// Without a checkpoint nothing is ever deleted again, and the disk stays full.
+    #[tokio::test]
+    async fn a_checkpoint_that_finds_no_room_takes_that_of_the_ballast() {
+        let fs = SimFs::new();
+        fs.set_capacity(Some(128 << 20));
+        let checkpointer = checkpointer(&fs, at(1));
+        checkpointer.ballast.hold().unwrap();
+        let others = fs.open(Path::new("/others"), Open::CreateNew).unwrap();
+        // It takes what fits.
+        others.write_all_at(&[IoSlice::new(&vec![1; 128 << 20])], 0).unwrap_err();
+        checkpointer.write().await.unwrap();
+        assert_eq!(names(&fs), ["checkpoint"]);
+        assert!(!checkpointer.ballast.is_held());
     }
 
     /// A follower applies what a majority has, its own log may not have it yet. A checkpoint ahead
@@ -285,7 +352,7 @@ mod tests {
             .unwrap();
         runtime.block_on(async {
             let fs = SimFs::new();
-            let applied = LogPosition { term: Term::new(1), index: RaftIndex::new(1) };
+            let applied = at(1);
             let checkpointer = checkpointer(&fs, applied);
             fs.hold_syncs_of("wal");
             let payload = vec![Bytes::from_static(b"applied")];

@@ -556,9 +556,13 @@ mod tests {
     use crate::types::{RaftIndex, Term};
 
     fn machine(checkpoint: Option<&ShardCheckpoint>) -> Machine {
+        machine_on(&SimFs::new(), checkpoint)
+    }
+
+    fn machine_on(fs: &SimFs, checkpoint: Option<&ShardCheckpoint>) -> Machine {
         let (leads, full) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
         let store = Store::new(
-            SimFs::new().shared(),
+            fs.shared(),
             PathBuf::from("partitions"),
             log::Config::default(),
             SystemClock::shared(),
@@ -580,6 +584,36 @@ mod tests {
     fn topic(number: u64) -> TopicId {
         let [a, b, c, d, e, f, g, h] = number.to_be_bytes();
         TopicId::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
+    }
+
+    /// An error that apply returns ends the group for good.
+    #[test]
+    fn a_full_disk_is_no_error_of_apply_and_its_records_are_written_when_there_is_room() {
+        let fs = SimFs::new();
+        let mut machine = machine_on(&fs, None);
+        let topic = topic(1);
+        machine.create(at(1), topic, &TopicConfig::default(), &[PartitionId::ZERO]);
+        let id = TopicPartition { topic, partition: PartitionId::ZERO };
+        let mut builder = record::BatchBuilder::new(FLUSH_BYTES);
+        let value = vec![b'x'; FLUSH_BYTES];
+        let record = record::NewRecord {
+            timestamp: Timestamp::from_millis(1),
+            key: None,
+            value: Some(&value),
+            headers: &[],
+        };
+        builder.push(&record).unwrap();
+        let batch = builder.seal(TimestampType::CreateTime);
+        let command = command::encode_append(Timestamp::from_millis(1), vec![(id, batch)]);
+        fs.set_capacity(Some(1));
+        machine.apply(at(2), &Command::new(command, None)).unwrap();
+        machine.end_of_run().unwrap();
+        assert!(machine.proposer.has_no_room(), "no more are taken meanwhile");
+        assert!(machine.flush(Flush::All).unwrap_err().is_full());
+        fs.set_capacity(None);
+        machine.flush(Flush::All).unwrap();
+        assert!(!machine.proposer.has_no_room());
+        assert_eq!(machine.picture().unwrap().changes.changed[&id].end.get(), 1);
     }
 
     #[test]

@@ -202,6 +202,13 @@ fn allocate_fails(errno: i32) -> Fault {
     Fault { operation, after: 0, path_contains, errno, repeat: Repeat::Always }
 }
 
+fn wait_for_next_file(wal: &Wal) {
+    while !wal.has_next_file() {
+        assert_eq!(wal.no_file(), None);
+        std::thread::yield_now();
+    }
+}
+
 /// NFS before 4.2, FUSE, 9p: files are made all the same, and have the bytes that were written.
 #[test]
 fn a_file_system_that_cannot_allocate_gets_files_that_are_written() {
@@ -209,10 +216,7 @@ fn a_file_system_that_cannot_allocate_gets_files_that_are_written() {
         let fs = SimFs::new();
         fs.inject(allocate_fails(errno));
         let (wal, _) = open(&fs);
-        while !wal.has_next_file() {
-            assert_eq!(wal.no_file(), None);
-            std::thread::yield_now();
-        }
+        wait_for_next_file(&wal);
         // At rest: the next file is filled to its end, and used.
         append_rolling(&wal, 1..100, 300);
         let lens = || Fs::list(&fs, dir()).unwrap().into_iter().map(|entry| entry.len);
@@ -236,6 +240,7 @@ fn a_file_that_is_not_allocated_waits_for_space_in_its_middle() {
     let fs = SimFs::new();
     fs.inject(allocate_fails(NOT_SUPPORTED));
     let (wal, _) = open(&fs);
+    wait_for_next_file(&wal);
     append_range(&wal, 1, 1, 1..2, 10).unwrap();
     let mut answers = Vec::new();
     for raw in 2..200 {
