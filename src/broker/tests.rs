@@ -581,7 +581,7 @@ async fn append_time_never_goes_back_whatever_the_clock_does() {
 }
 
 fn clock_ms(clock: &Arc<ManualClock>) -> i64 {
-    crate::clock::Clock::now(clock.as_ref()).as_millis()
+    clock.now().as_millis()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
