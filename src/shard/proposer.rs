@@ -144,11 +144,12 @@ impl Proposer {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Waits until something may be queued again, or nothing is queued any more.
+    /// Waits while full queues are why nothing may be queued: what is refused for another reason,
+    /// because the shard stops or this node leads it no more, is refused at once.
     pub(crate) async fn wait_for_room(&self) {
         loop {
             let room = self.room.notified();
-            if self.queued_bytes() < ACCUMULATOR_BYTES_MAX {
+            if self.check_open() != Err(EnqueueError::Overloaded) {
                 return;
             }
             room.await;
@@ -187,6 +188,7 @@ impl Proposer {
     /// Refuses records from now on: the shard stops.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.room.notify_waiters();
     }
 
     /// Takes what is queued, up to an entry's size; partitions that have more go to the back.
@@ -258,6 +260,8 @@ pub(crate) async fn run(
             propose(&proposer, &group, place, drained, (&clock, &metrics)).await;
         }
         if !group.status().running {
+            // What is queued stays so: nobody may wait for it to go.
+            proposer.close();
             return;
         }
         work.await;
@@ -299,5 +303,46 @@ async fn propose(
             waiter.failed(error);
         }
         waiters.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn full() -> (Arc<AtomicBool>, Arc<Proposer>) {
+        let leads = Arc::new(AtomicBool::new(true));
+        let proposer = Proposer::new(Arc::clone(&leads), Arc::new(AtomicBool::new(false)));
+        proposer.count_in(ACCUMULATOR_BYTES_MAX);
+        assert_eq!(proposer.check_open(), Err(EnqueueError::Overloaded));
+        (leads, proposer)
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_learns_that_there_will_be_none() {
+        let (_, proposer) = full();
+        let mut room = Box::pin(proposer.wait_for_room());
+        assert!(room.as_mut().now_or_never().is_none());
+        proposer.close();
+        assert!(room.as_mut().now_or_never().is_some(), "it stops");
+        assert_eq!(proposer.check_open(), Err(EnqueueError::NotLeader));
+
+        let (leads, proposer) = full();
+        let mut room = Box::pin(proposer.wait_for_room());
+        assert!(room.as_mut().now_or_never().is_none());
+        leads.store(false, Ordering::Release);
+        // What was queued is lost, piece by piece, and the queue is still full after the first.
+        proposer.count_in(2);
+        proposer.release(1);
+        assert!(room.as_mut().now_or_never().is_some(), "it leads no more");
+        assert!(proposer.wait_for_room().now_or_never().is_some());
+
+        let (_, proposer) = full();
+        let mut room = Box::pin(proposer.wait_for_room());
+        assert!(room.as_mut().now_or_never().is_none());
+        proposer.release(1);
+        assert!(room.as_mut().now_or_never().is_some(), "there is room");
     }
 }
