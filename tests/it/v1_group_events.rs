@@ -235,3 +235,32 @@ async fn a_group_decides_where_it_reads() {
     assert_eq!(reply.json()["code"], "invalid_name");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_stream_is_told_what_retention_took_before_it_could_read_on() {
+    let server = Server::start_with(&[("storage.retention_interval", "100ms")]).await;
+    let body = json!({"partitions": 1, "configs": {"retention.ms": 1000}}).to_string();
+    let reply = Reply::of(server.request(Method::PUT, "/v1/topics/t").body(body)).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    let offsets = json!({"offsets": [{"topic": "t", "partition": 0, "offset": 0}]}).to_string();
+    let request = server.request(Method::POST, "/v1/groups/g/offsets");
+    let reply = Reply::of(request.header("content-type", "application/json").body(offsets)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    for _ in 0..3 {
+        let record = json!({"value": 1, "timestamp": 1}).to_string();
+        let request = server.request(Method::POST, "/v1/topics/t/records");
+        let reply = Reply::of(request.header("content-type", "application/json").body(record));
+        assert_eq!(reply.await.status, 200);
+    }
+    eventually("retention takes the records", async || {
+        let shown = Reply::of(server.request(Method::GET, "/v1/topics/t")).await.json();
+        (shown["details"][0]["log_start_offset"] == 3).then_some(())
+    })
+    .await;
+    let mut events = Events::open(&server, "group=g&from=earliest").await;
+    assert_eq!(events.expect("assigned").await["start"], json!({"0": 3}));
+    let gap = json!({"partition": 0, "from": 0, "to": 2, "reason": "retention"});
+    assert_eq!(events.expect("gap").await, gap);
+    drop(events);
+    server.stop().await;
+}

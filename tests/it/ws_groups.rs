@@ -248,3 +248,21 @@ async fn members_share_partitions_and_hand_them_over_when_all_is_committed() {
     first.records(&mut BTreeMap::from([(given, 10)]), 3).await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn what_was_received_can_be_committed_while_the_server_stops() {
+    let server = Server::start().await;
+    topic(&server, "t", 1).await;
+    fill(&server, "t", 0, 0..3).await;
+    let (mut client, _) = Client::subscribed(&server, member("g")).await;
+    client.next_of("assigned").await;
+    client.records(&mut BTreeMap::new(), 3).await;
+    let stopping = server.stop();
+    let told = async {
+        client.next_of("goaway").await;
+        client.send(json!({"type": "commit", "id": 1, "offsets": {"0": 3}, "seq": 7})).await;
+        assert_eq!(client.next_of("committed").await["seq"], 7);
+        assert_eq!(client.closed().await, 1001);
+    };
+    tokio::join!(stopping, told);
+}

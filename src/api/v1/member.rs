@@ -22,9 +22,12 @@ use crate::api::error::ApiError;
 use crate::api::flushes::Flushes;
 use crate::api::sse;
 use crate::api::v1::delivery::{Delivery, INTERVAL, Places, SAMPLE_EVERY};
+use crate::api::v1::page::{WithReason, push_gap};
 use crate::api::v1::plan::Positions;
-use crate::broker::{AssignedPartition, GroupError, Member, MemberView, OffsetCommit};
-use crate::types::{PartitionId, TopicName};
+use crate::broker::{
+    AssignedPartition, Gap, GapReason, GroupError, Member, MemberView, OffsetCommit, StartOffset,
+};
+use crate::types::{Offset, PartitionId, TopicName};
 
 /// Bytes of events about the membership that wait for the client.
 const NEWS_BYTES_MAX: usize = 256 * 1024;
@@ -143,6 +146,13 @@ struct News<'a> {
     epoch: u32,
 }
 
+/// Returns the offsets between what was committed and what can still be read.
+fn lost(partition: PartitionId, start: &StartOffset) -> Option<Gap> {
+    let from = start.reset_from?;
+    let to = start.offset.get().checked_sub(1).and_then(Offset::new)?;
+    (to >= from).then_some(Gap { partition, from, to, reason: GapReason::Retention })
+}
+
 /// What keeps one membership.
 pub(super) struct Keeper {
     pub(super) state: Arc<State>,
@@ -223,10 +233,11 @@ impl Keeper {
         }
         let gone = |partition: &PartitionId| !assigned.contains(partition);
         let places = self.shared.state.lock().places.clone();
-        let mut starts = Places::new();
+        let (mut starts, mut gaps) = (Places::new(), Vec::new());
         for part in view.assigned.iter().filter(|part| !places.contains_key(&part.partition)) {
             match self.member.start_of(part).await {
                 Ok(start) => {
+                    gaps.extend(lost(part.partition, &start));
                     starts.insert(part.partition, start.offset);
                 }
                 Err(error) => return self.end(error),
@@ -243,6 +254,11 @@ impl Keeper {
             state.places.extend(starts);
             let start = state.places.clone();
             self.tell(&mut state.news, ("assigned", view), assigned.clone(), Some(&start));
+            for gap in &gaps {
+                sse::start(&mut state.news, "gap");
+                push_gap(&mut state.news, gap, WithReason::Yes);
+                sse::finish(&mut state.news, None);
+            }
         });
     }
 

@@ -203,7 +203,8 @@ impl Session {
             Phase::Greeting(_) => self.close(close::DRAINING, context),
             Phase::Open => {
                 self.send(replies::goaway());
-                self.subscriptions.clear();
+                // They send nothing more, and what was received of them can be committed.
+                self.subscriptions.iter_mut().for_each(|each| each.set_paused(true));
                 self.phase = Phase::Leaving(now + self.state.config.ws.timers.drain);
             }
             Phase::Leaving(_) | Phase::Closing | Phase::Gone => {}
