@@ -10,7 +10,10 @@
 //! Invariants:
 //! - what is charged is given back when it is dropped, wherever that happens: a charge lies beside
 //!   the very bytes that it is for;
-//! - the budget is never passed: who cannot be charged holds no more than [`FREE_BYTES`];
+//! - the budget is never passed: who cannot be charged holds no more than [`FREE_BYTES`], but for
+//!   the chunks that NDJSON streams have read already, and one line of the one whose turn it is;
+//! - who waits for steps gets all of them at once or holds none of them, so that no two waiters can
+//!   each have a part of what the other needs;
 //! - a small request costs nothing here. On HTTP/1 there is one a connection, so that their number
 //!   bounds what small ones hold; on HTTP/2 each is charged a step, see [`Memory::stream`].
 
@@ -20,7 +23,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::error::{ApiError, Code};
 
@@ -46,6 +49,8 @@ pub struct Memory {
     /// A permit is a step.
     free: Arc<Semaphore>,
     steps: usize,
+    /// The turn to read a line that is not charged.
+    turn: Arc<Semaphore>,
 }
 
 /// What is charged for some bytes; given back when dropped.
@@ -101,7 +106,7 @@ impl Memory {
     /// Makes a budget.
     pub fn new(bytes: usize) -> Self {
         let steps = (bytes / STEP_BYTES).clamp(1, Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(steps)), steps }
+        Self { free: Arc::new(Semaphore::new(steps)), steps, turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// Returns how many bytes are charged.
@@ -146,18 +151,30 @@ impl Memory {
         self.free.available_permits() >= steps_of(bytes)
     }
 
-    /// Waits until there is something left, and charges a step of it.
+    /// Waits for all that one who holds `held` steps lacks for `bytes` in all, and charges it. What
+    /// the budget can never give is not waited for, since that would only keep others out.
     ///
     /// # Cancel safety
     /// Nothing stays charged when the future is dropped.
-    pub(crate) async fn wait(&self) -> Charge {
+    pub(crate) async fn wait(&self, held: usize, bytes: usize) -> Charge {
+        let wanted = steps_of(bytes);
+        if wanted > self.steps {
+            std::future::pending::<()>().await;
+        }
+        let steps = wanted.saturating_sub(held);
         let mut charge = self.charge();
         // The semaphore is never closed.
-        if let Ok(permit) = self.free.acquire().await {
+        if let Ok(permit) = self.free.acquire_many(u32::try_from(steps).unwrap_or(u32::MAX)).await {
+            charge.steps = permit.num_permits();
             permit.forget();
-            charge.steps = 1;
         }
         charge
+    }
+
+    /// Waits for the turn to go on with a line that cannot be charged. One has it at a time, and
+    /// whoever waited longest is next.
+    pub(crate) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turn).acquire_owned().await.ok()
     }
 
     /// Charges an answer that is there as a whole; `None` when it needs no charge, or has one.
@@ -191,6 +208,11 @@ impl Charge {
             self.give_back(self.steps - wanted.min(self.steps));
         }
         self.cover(bytes).is_ok()
+    }
+
+    /// Returns how many steps are charged.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps
     }
 
     /// Takes over another charge.
@@ -304,18 +326,44 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_the_first_step_that_is_free() {
+    async fn who_waits_gets_all_that_is_missing_at_once() {
         let memory = Memory::new(BUDGET);
         let mut all = memory.charge();
         all.cover(BUDGET).unwrap();
-        let mut waiting = Box::pin(memory.wait());
+        let mut waiting = Box::pin(memory.wait(1, 3 * STEP_BYTES));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert!(all.fit(BUDGET / 2));
         let mut charge = waiting.await;
-        assert_eq!(memory.used(), BUDGET / 2 + STEP_BYTES);
+        assert_eq!(memory.used(), BUDGET / 2 + 2 * STEP_BYTES);
         all.join(charge);
         charge = all;
         assert!(charge.fit(0));
+        assert_eq!(memory.used(), 0);
+        assert!(memory.wait(0, BUDGET + 1).now_or_never().is_none(), "it will never be there");
+        assert_eq!(memory.used(), 0);
+    }
+
+    /// Each step that is given back went to another waiter once, until each had a half.
+    #[tokio::test]
+    async fn many_who_need_two_steps_of_a_small_budget_all_get_them() {
+        let memory = Memory::new(4 * STEP_BYTES);
+        let mut all = memory.charge();
+        all.cover(4 * STEP_BYTES).unwrap();
+        let mut waiters = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let memory = memory.clone();
+            waiters.spawn(async move {
+                let charge = memory.wait(0, FREE_BYTES + 1).await;
+                assert_eq!(charge.steps(), 2);
+                tokio::task::yield_now().await;
+            });
+        }
+        tokio::task::yield_now().await;
+        while all.steps > 0 {
+            all.give_back(1);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(waiters.join_all().await.len(), 16);
         assert_eq!(memory.used(), 0);
     }
 

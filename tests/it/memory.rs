@@ -229,6 +229,58 @@ async fn a_stream_waits_for_memory_and_is_not_refused() {
     server.stop().await;
 }
 
+/// The head of an NDJSON request of one line, and the line, about 0.9 MB.
+fn long_line() -> (String, String) {
+    let line = json!({"value": "z".repeat(900_000)}).to_string();
+    let head = format!(
+        "POST {RECORDS} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
+        line.len()
+    );
+    (head, line)
+}
+
+/// Each had a part of the budget once and waited for more, until all were given up.
+#[tokio::test]
+async fn long_lines_of_many_streams_get_through_a_small_budget() {
+    const STREAMS: usize = 48;
+    let server = start().await;
+    let (head, line) = long_line();
+    let (begin, end) = line.split_at(line.len() / 2);
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        streams.push(send(&server, &head).await);
+    }
+    let mut sending = tokio::task::JoinSet::new();
+    let all_began = std::sync::Arc::new(tokio::sync::Barrier::new(STREAMS));
+    for mut stream in streams {
+        let (begin, end) = (begin.to_owned(), end.to_owned());
+        let all_began = std::sync::Arc::clone(&all_began);
+        sending.spawn(async move {
+            // What is not taken in time is sent with the rest: the budget is full by then.
+            let mut sent = 0;
+            let begun = async {
+                while sent < begin.len() {
+                    sent += stream.write(&begin.as_bytes()[sent..]).await.unwrap();
+                }
+            };
+            drop(tokio::time::timeout(std::time::Duration::from_secs(1), begun).await);
+            all_began.wait().await;
+            stream.write_all(&begin.as_bytes()[sent..]).await.unwrap();
+            stream.write_all(end.as_bytes()).await.unwrap();
+            rest(stream).await
+        });
+    }
+    while let Some(answer) = sending.join_next().await {
+        let (_, body) = answer.unwrap();
+        assert!(body.contains(r#""offset":"#), "{body}");
+        assert!(used(&server).await <= BUDGET);
+    }
+    assert_eq!(end_offset(&server).await, STREAMS as u64);
+    until(&server, GAUGE, |value| value == 0.0).await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_poll_of_a_rest_consumer_is_answered_with_what_fits() {
     const V2: &str = "application/vnd.kafka.v2+json";

@@ -7,7 +7,7 @@
 //! Invariants:
 //! - reports leave in the order in which they came;
 //! - what waits is counted in bytes, and the maker asks [`Reports::has_room`] before it appends the
-//!   next group of lines, and [`Reports::charge`] whether all requests together leave it that much;
+//!   next group of lines, and [`Reports::charge`] what all requests together leave it;
 //!   both bounds are passed by the groups that are on their way at most;
 //! - what waits stays charged when the maker has ended, until it is taken or given up.
 
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::api::error::ApiError;
-use crate::api::memory::Charge;
+use crate::api::memory::{Charge, Memory};
 use crate::api::v1::produce::{AcknowledgedWriter, push_error};
 use crate::broker::Acknowledged;
 use crate::types::{Offset, PartitionId, Timestamp};
@@ -45,6 +45,17 @@ type Packed = [u8; 20];
 
 const ERROR: u32 = u32::MAX;
 const QUEUED: u32 = u32::MAX - 1;
+
+/// What of the bytes that are held could be charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Covered {
+    /// All of them.
+    All,
+    /// The reports that wait, but not what their maker holds besides.
+    Reports,
+    /// Less than the reports that wait.
+    Less,
+}
 
 /// Both ends' shared queue.
 #[derive(Debug)]
@@ -77,11 +88,22 @@ impl Queue {
         self.packed.len() * size_of::<Packed>() + self.error_bytes
     }
 
-    /// Makes the charge fit what is held. Returns whether it could grow to that.
-    fn fit(&mut self) -> bool {
+    /// Returns how many bytes the reports that wait take.
+    fn waiting_bytes(&self) -> usize {
         let packed = self.packed.capacity() * size_of::<Packed>();
-        let errors = self.errors.capacity() * size_of::<Box<[u8]>>() + self.error_bytes;
-        self.charge.fit(packed + errors + self.maker_bytes)
+        packed + self.errors.capacity() * size_of::<Box<[u8]>>() + self.error_bytes
+    }
+
+    /// Makes the charge fit what is held, as far as it can grow.
+    fn fit(&mut self) -> Covered {
+        let waiting = self.waiting_bytes();
+        if self.charge.fit(waiting + self.maker_bytes) {
+            Covered::All
+        } else if self.charge.cover(waiting).is_ok() {
+            Covered::Reports
+        } else {
+            Covered::Less
+        }
     }
 }
 
@@ -140,17 +162,25 @@ impl Reports {
         self.queue.lock().bytes() < self.bytes_max
     }
 
-    /// Charges what waits here, and what the maker holds besides. Returns `false` when that is more
-    /// than all requests together leave.
-    pub(super) fn charge(&self, maker_bytes: usize) -> bool {
+    /// Charges what waits here, and what the maker holds besides, if all requests together leave
+    /// that much.
+    pub(super) fn charge(&self, maker_bytes: usize) -> Covered {
         let mut queue = self.queue.lock();
         queue.maker_bytes = maker_bytes;
         queue.fit()
     }
 
-    /// Takes over what was charged elsewhere.
-    pub(super) fn join(&self, charge: Charge) {
-        self.queue.lock().charge.join(charge);
+    /// Waits until all that is held can be charged, and charges it.
+    ///
+    /// # Cancel safety
+    /// Nothing more is charged when the future is dropped.
+    pub(super) async fn wait_for(&self, memory: &Memory) {
+        let (held, bytes) = {
+            let queue = self.queue.lock();
+            (queue.charge.steps(), queue.waiting_bytes() + queue.maker_bytes)
+        };
+        let more = memory.wait(held, bytes).await;
+        self.queue.lock().charge.join(more);
     }
 
     /// Returns whether the client has gone.
@@ -257,7 +287,6 @@ fn unpack(packed: &Packed) -> Option<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::memory::Memory;
     use crate::broker::AppendError;
 
     fn written(offset: i64) -> Result<Report, ApiError> {
@@ -308,10 +337,10 @@ mod tests {
         let reports = Reports::new(BUDGET, memory.charge());
         let mut lines = ReportLines(Arc::clone(&reports));
         reports.push((0..100_000).map(written));
-        assert!(reports.charge(1 << 20));
+        assert_eq!(reports.charge(1 << 20), Covered::All);
         let held = memory.used();
         assert!(held >= (1 << 20) + 100_000 * size_of::<Packed>(), "{held}");
-        assert!(!reports.charge(BUDGET));
+        assert_eq!(reports.charge(BUDGET), Covered::Reports);
         reports.end();
         let ended = memory.used();
         assert!(ended >= 100_000 * size_of::<Packed>(), "the maker has ended, they wait: {ended}");

@@ -14,25 +14,34 @@
 //!   the body is not read;
 //! - full queues stop the reading and are never a report;
 //! - a client that neither sends nor takes anything for `produce_idle` is given up: its answer
-//!   ends.
+//!   ends;
+//! - streams that lack memory never stand still together. Lines that are whole are appended as long
+//!   as the reports that wait are charged, which only takes their client to read. Then all that a
+//!   stream holds is the begin of a line, and it waits for what it lacks of the budget, all at
+//!   once, or for its turn: the one stream that has it reads on, past the budget, until its line is
+//!   whole and appended. A turn ends after `request_timeout`, so it passes through all who wait,
+//!   and each turn is a line that goes out or is refused;
+//! - a stream that has lacked memory for its lines for `request_timeout`, while nothing moved, is
+//!   answered with `overloaded` for them and ends.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::api::State;
 use crate::api::error::{ApiError, Code};
 use crate::api::http::{NDJSON, next_data};
 use crate::api::json::records_in;
+use crate::api::memory::UsedUp;
 use crate::api::v1::lines::{Batch, Line, Lines};
 use crate::api::v1::produce::Acks;
-use crate::api::v1::reports::{Report, ReportLines, Reports};
+use crate::api::v1::reports::{Covered, Report, ReportLines, Reports};
 use crate::broker::{AppendError, Appending, Outcomes, ProduceError, ProduceRecord, Topic};
 
 /// Lines of one append at most.
@@ -72,6 +81,7 @@ pub(super) async fn answer(
         batch: lines_in.push(Bytes::new()),
         lines: lines_in,
         is_ended: false,
+        turn: None,
         acks,
         in_flight: VecDeque::new(),
         reports,
@@ -101,9 +111,17 @@ struct Pump {
     batch: Batch,
     /// Whether nothing more comes.
     is_ended: bool,
+    /// Held while a line is read that could not be charged.
+    turn: Option<Turn>,
     acks: Acks,
     in_flight: VecDeque<Group>,
     reports: Arc<Reports>,
+}
+
+/// The turn to read a line past the budget.
+struct Turn {
+    ends: Instant,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Lines that were read together and wait for their reports.
@@ -134,36 +152,56 @@ impl Pump {
     async fn run(mut self, mut body: Body, first: Option<Chunk>) {
         let _open = self.state.metrics.streams.produce_streams_open.track();
         let stop = self.state.tasks.stop_token();
-        let idle_max = self.state.config.timers.produce_idle;
         if let Some(chunk) = first {
             self.take(chunk);
         }
         while !stop.is_cancelled() && !self.reports.is_abandoned() {
-            let has_memory = self.reports.charge(self.held_bytes());
-            let has_places = self.in_flight.len() < GROUPS_IN_FLIGHT_MAX;
-            let goes_on = has_memory && has_places && self.reports.has_room();
+            let covered = self.reports.charge(self.held_bytes());
+            let has_memory = covered == Covered::All;
+            if has_memory {
+                self.turn = None;
+            }
+            let has_places = self.in_flight.len() < GROUPS_IN_FLIGHT_MAX && self.reports.has_room();
             if self.batch.is_empty() {
                 if self.is_ended {
                     break;
                 }
-            } else if goes_on {
+            } else if has_places && covered != Covered::Less {
                 self.append().await;
+                if self.batch.is_empty() {
+                    self.turn = None;
+                }
                 continue;
             }
+            let reads = has_places && self.batch.is_empty() && (has_memory || self.turn.is_some());
+            let wants_turn = covered == Covered::Reports
+                && self.turn.is_none()
+                && self.batch.is_empty()
+                && self.lines.is_inside();
+            let (ends, error) = self.patience(has_memory);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 () = report_oldest(&mut self.in_flight, &self.reports),
                     if !self.in_flight.is_empty() => {}
-                next = next_data(&mut body), if goes_on => self.take(next),
-                more = self.state.memory.wait(), if !has_memory => self.reports.join(more),
+                next = next_data(&mut body), if reads => self.take(next),
+                () = self.reports.wait_for(&self.state.memory), if !has_memory => {}
+                turn = self.state.memory.turn(), if wants_turn => self.turn = turn.map(|permit| {
+                    let ends = Instant::now() + self.state.config.request_timeout;
+                    Turn { ends, _permit: permit }
+                }),
                 () = self.reports.changed() => {}
-                () = tokio::time::sleep(idle_max) => {
-                    self.give_up(idle_max);
+                () = tokio::time::sleep_until(ends) => {
+                    self.give_up(error);
                     break;
                 }
             }
         }
+        // What is not appended goes now, not after what is on its way.
+        self.turn = None;
+        self.lines = Lines::new(self.state.config.max_line_bytes);
+        self.batch = self.lines.push(Bytes::new());
+        self.reports.charge(self.held_bytes());
         while !self.in_flight.is_empty() {
             report_oldest(&mut self.in_flight, &self.reports).await;
         }
@@ -189,16 +227,27 @@ impl Pump {
         self.lines.kept_bytes() + self.batch.bytes() + lines * LINE_BYTES
     }
 
-    /// Ends a stream that stands still. A line that was begun is reported, as every line is.
-    fn give_up(&self, idle_max: Duration) {
-        let detail = if self.lines.is_inside() && self.batch.is_empty() {
+    /// Returns until when the stream may stand still, and what its lines are told then.
+    fn patience(&self, has_memory: bool) -> (Instant, ApiError) {
+        let idle_max = self.state.config.timers.produce_idle;
+        let is_inside = self.lines.is_inside();
+        if !has_memory && (is_inside || !self.batch.is_empty()) {
+            let ends = Instant::now() + self.state.config.request_timeout.min(idle_max);
+            let turn_ends = self.turn.as_ref().map_or(ends, |turn| turn.ends);
+            return (ends.min(turn_ends), UsedUp.into());
+        }
+        let detail = if is_inside && self.batch.is_empty() {
             format!("the rest of the line did not arrive within {idle_max:?}")
         } else {
             format!("there was no room for its report within {idle_max:?}")
         };
+        (Instant::now() + idle_max, ApiError::new(Code::RequestTimeout, detail))
+    }
+
+    /// Ends a stream that stands still. A line that was begun is reported, as every line is.
+    fn give_up(&self, error: ApiError) {
         let lines = self.batch.lines().count() + usize::from(self.lines.is_inside());
-        let report = Err(ApiError::new(Code::RequestTimeout, detail));
-        self.reports.push(std::iter::repeat_n(report, lines));
+        self.reports.push(std::iter::repeat_n(Err(error), lines));
     }
 
     /// Appends the next lines of the batch.
