@@ -291,13 +291,12 @@ impl Server {
             tracing::warn!("members of groups did not leave in time");
         }
         // Also what went wrong since the stop was asked for.
-        let broken = || failed.borrow().clone().map(Error::Failed);
-        if let Some(error) = reason.map(Error::Failed).or_else(broken) {
-            return Err(error);
+        if let Some(reason) = reason.or_else(|| failed.borrow().clone()) {
+            return Err(Error::Failed(reason));
         }
-        let closing = close(&shards, &metadata, wal);
+        let closing = close(&shards, &metadata, (wal, &failed));
         match tokio::time::timeout(CLOSE_DEADLINE, closing).await {
-            Ok(closed) => closed.and_then(|()| broken().map_or(Ok(()), Err)),
+            Ok(closed) => closed,
             Err(_late) => Err(Error::Failed("the disk did not answer in time".to_owned())),
         }
     }
@@ -307,12 +306,16 @@ impl Server {
 async fn close(
     shards: &BTreeMap<ShardId, Shard>,
     metadata: &MetadataShard,
-    wal: wal::Wal,
+    (wal, failed): (wal::Wal, &Failed),
 ) -> Result<(), Error> {
     for shard in shards.values() {
         shard.close().await;
     }
     metadata.close().await;
+    // The log's own end may find no room for its last mark, which is no failure.
+    if let Some(reason) = failed.borrow().clone() {
+        return Err(Error::Failed(reason));
+    }
     let was_full = wal.is_storage_full();
     match tokio::task::spawn_blocking(move || wal.close()).await {
         Ok(Ok(())) => Ok(()),
