@@ -282,6 +282,40 @@ async fn long_lines_of_many_streams_get_through_a_small_budget() {
 }
 
 #[tokio::test]
+async fn a_line_that_stands_still_without_memory_is_refused_and_lets_the_next_one_go_on() {
+    // As many as the budget has room for.
+    const HOLDERS: usize = 18;
+    let settings = [
+        ("http.memory_bytes", "16 MiB"),
+        ("http.max_body_bytes", "2 MiB"),
+        ("http.request_timeout", "2s"),
+    ];
+    let server = Server::start_with(&settings).await;
+    let put = server.request(Method::PUT, "/v1/topics/t").body(r#"{"partitions":1}"#);
+    assert_eq!(Reply::of(put).await.status, 201);
+    let (head, line) = long_line();
+    let begun = format!("{head}{}", &line[..line.len() - 1]);
+    let mut holders = Vec::new();
+    for count in 1..=HOLDERS {
+        holders.push(send(&server, &begun).await);
+        until(&server, GAUGE, |value| value >= (count * begun.len()) as f64 - 1e3).await;
+    }
+    let mut stalled = send(&server, &begun).await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n0\r\n\r\n") {
+        assert!(stalled.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains(r#""code":"overloaded""#), "{answer}");
+    let (_, body) = rest(send(&server, &format!("{head}{line}")).await).await;
+    assert!(body.contains(r#""offset":"#), "{body}");
+    assert_eq!(end_offset(&server).await, 1, "the refused line is not written");
+    drop((holders, stalled));
+    until(&server, GAUGE, |value| value == 0.0).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_poll_of_a_rest_consumer_is_answered_with_what_fits() {
     const V2: &str = "application/vnd.kafka.v2+json";
     const BINARY: &str = "application/vnd.kafka.binary.v2+json";
