@@ -178,7 +178,7 @@ impl Pump {
                 && self.turn.is_none()
                 && self.batch.is_empty()
                 && self.lines.is_inside();
-            let (ends, error) = self.patience(has_memory);
+            let ends = self.patience(has_memory);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -192,7 +192,7 @@ impl Pump {
                 }),
                 () = self.reports.changed() => {}
                 () = tokio::time::sleep_until(ends) => {
-                    self.give_up(error);
+                    self.give_up(has_memory);
                     break;
                 }
             }
@@ -227,25 +227,34 @@ impl Pump {
         self.lines.kept_bytes() + self.batch.bytes() + lines * LINE_BYTES
     }
 
-    /// Returns until when the stream may stand still, and what its lines are told then.
-    fn patience(&self, has_memory: bool) -> (Instant, ApiError) {
+    /// Returns whether lines that were read, or begun, wait for memory.
+    fn lacks_memory(&self, has_memory: bool) -> bool {
+        !has_memory && (self.lines.is_inside() || !self.batch.is_empty())
+    }
+
+    /// Returns until when the stream may stand still.
+    fn patience(&self, has_memory: bool) -> Instant {
         let idle_max = self.state.config.timers.produce_idle;
-        let is_inside = self.lines.is_inside();
-        if !has_memory && (is_inside || !self.batch.is_empty()) {
-            let ends = Instant::now() + self.state.config.request_timeout.min(idle_max);
-            let turn_ends = self.turn.as_ref().map_or(ends, |turn| turn.ends);
-            return (ends.min(turn_ends), UsedUp.into());
+        if !self.lacks_memory(has_memory) {
+            return Instant::now() + idle_max;
         }
-        let detail = if is_inside && self.batch.is_empty() {
-            format!("the rest of the line did not arrive within {idle_max:?}")
-        } else {
-            format!("there was no room for its report within {idle_max:?}")
-        };
-        (Instant::now() + idle_max, ApiError::new(Code::RequestTimeout, detail))
+        let ends = Instant::now() + self.state.config.request_timeout.min(idle_max);
+        self.turn.as_ref().map_or(ends, |turn| ends.min(turn.ends))
     }
 
     /// Ends a stream that stands still. A line that was begun is reported, as every line is.
-    fn give_up(&self, error: ApiError) {
+    fn give_up(&self, has_memory: bool) {
+        let idle_max = self.state.config.timers.produce_idle;
+        let error = if self.lacks_memory(has_memory) {
+            UsedUp.into()
+        } else {
+            let detail = if self.lines.is_inside() && self.batch.is_empty() {
+                format!("the rest of the line did not arrive within {idle_max:?}")
+            } else {
+                format!("there was no room for its report within {idle_max:?}")
+            };
+            ApiError::new(Code::RequestTimeout, detail)
+        };
         let lines = self.batch.lines().count() + usize::from(self.lines.is_inside());
         self.reports.push(std::iter::repeat_n(Err(error), lines));
     }
